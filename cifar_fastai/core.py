@@ -51,7 +51,13 @@ def check_range(
     if not ok: raise UserError(f'{name} is {v!r}: it must be a number {wanted}.')
     return v
 
-# %% ../nbs/00_core.ipynb #cd6007f7
+# %% ../nbs/00_core.ipynb #a34fee75
+def _origin(o):
+    "Where `o`, or what it builds with, was defined"
+    o = getattr(o, 'build', o)
+    return getattr(o, '__module__', None),getattr(o, '__qualname__', None)
+
+# %% ../nbs/00_core.ipynb #c0795455
 class Registry(dict):
     "Things of one `kind` by name; a missing name raises `UserError` with the nearest ones"
     def __init__(self, kind): self.kind = kind
@@ -59,6 +65,9 @@ class Registry(dict):
     def register(self, o, name=None):
         "Add `o` under its own name, or `name`; a decorator"
         name = name or o.__name__
-        if name in self: raise ValueError(f'There is already a {self.kind} {name!r}')
+        if name in self:
+            (old_mod,old),(mod,new) = _origin(self[name]),_origin(o)
+            if old!=new: raise ValueError(f'There is already a {self.kind} {name!r}')
+            if old_mod=='__main__'!=mod: return o
         self[name] = o
         return o

@@ -7,14 +7,13 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/trick.html.md"""
 # %% auto #0
 __all__ = ['tricks', 'Stream', 'Trick', 'learner_tricks', 'learner_streams', 'no_trace']
 
-# %% ../nbs/05_trick.ipynb #d15fb2b6
+# %% ../nbs/05_trick.ipynb #e571163b
 import random
-from itertools import product
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from fastai.basics import *
 from .core import *
 
-# %% ../nbs/05_trick.ipynb #e7eed4d1
+# %% ../nbs/05_trick.ipynb #3cdcc06b
 class Stream:
     "Random numbers for one purpose: `py` for scalars, `gen(device)` for tensors"
     def __init__(self, seed=0): self.reseed(seed)
@@ -24,8 +23,7 @@ class Stream:
         "The generator for `device`"
         device = torch.device(device)
         if device.type=='meta': return None
-        if device not in self.gens:
-            self.gens[device] = torch.Generator(device).manual_seed(random.Random(self.seed).getrandbits(63))
+        if device not in self.gens: self.gens[device] = torch.Generator(device).manual_seed(random.Random(self.seed).getrandbits(63))
         return self.gens[device]
 
     def state_dict(self): return dict(seed=self.seed, py=self.py.getstate(), gens={str(k):v.get_state() for k,v in self.gens.items()})
@@ -100,7 +98,7 @@ def _check_tricks(learn):
         raise UserError(f'{names} together have no single meaning: use OneOf({names}) to draw one a batch, or Chain({names}) to apply them in turn.')
     for t in ts: t.check()
 
-# %% ../nbs/05_trick.ipynb #0939e110
+# %% ../nbs/05_trick.ipynb #2b522715
 def _start_fit(learn):
     _check_tricks(learn)
     seed = random.getrandbits(64)
@@ -109,10 +107,13 @@ def _start_fit(learn):
 @contextmanager
 def _aborted(learn):
     "End a fit that an exception broke off as `CancelFitException` would have ended it"
+    amp = {d:torch.is_autocast_enabled(d) for d in ('cpu', 'cuda')}
     try: yield
     except BaseException:
-        for e,cb in product(('after_cancel_fit', 'after_fit'), learn.cbs.sorted('order')):
-            with suppress(Exception): cb(e)
+        for d,on in amp.items(): torch.set_autocast_enabled(d, on)
+        for cb in learn.cbs.sorted('order'):
+            for e in ('after_cancel_fit', 'after_fit'):
+                with suppress(Exception): cb(e)
         if learn.opt is not None: learn.opt.zero_grad()
         learn._end_cleanup()
         raise
