@@ -8,8 +8,12 @@ from html.parser import HTMLParser
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import unquote
+from fastcore.nbio import mk_cell
 from fastcore.script import call_parse
+import nbdev.serve
 from nbdev.config import get_config, nbpath2html
+from nbdev.process import Processor
+from nbdev.processors import FilterDefaults
 from nbdev.serve import proc_nbs
 from smalldocs.layout import KATEX
 from smalldocs.site import build
@@ -17,11 +21,23 @@ from smalldocs.site import build
 # What the first digit of a notebook's number stands for, as the sidebar says it
 parts = ['Foundations', 'Data', 'Building blocks', 'Backbones', 'Training', 'Tricks', 'Learner', 'Experiments', 'Speed', 'All together']
 
+class keep_intro(Processor):
+    "nbdev takes the first cell for a page's title and description: text below them gets a cell of its own"
+    def begin(self):
+        title = self.nb.cells[0]
+        title.source,_,rest = title.source.partition('\n\n')
+        if rest: self.nb.cells.insert(1, mk_cell(rest, 'markdown'))
+
+class Pages(FilterDefaults):
+    def base_procs(self): return [keep_intro, *super().base_procs()]
+
+nbdev.serve.FilterDefaults = Pages
+
 def page_name(nb): return nbpath2html(nb).with_suffix('.ipynb')
 
 def stage(cfg, dest):
     "Put the processed notebooks into `dest`, named as links name them and with own links relative; returns their sources"
-    proc,nbs = proc_nbs(n_workers=2),[]
+    proc,nbs = proc_nbs(n_workers=0),[] # in this process, which knows `Pages` and imports everything once
     for src in sorted(o for o in proc.rglob('*') if o.is_file()):
         rel = src.relative_to(proc)
         if src.suffix=='.ipynb': nbs.append(rel)
