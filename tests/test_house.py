@@ -73,15 +73,16 @@ def test_outputs_are_stored():
 
 @cache
 def public():
-    "What the library exports under public names: functions, classes, constructors, methods, also those patched into other classes"
+    "What the library exports under public names: functions, classes, constructors, methods, but for those that a base class documents"
     res = {}
     for mod,syms in index['syms'].items():
         for name in syms:
             path = name.removeprefix(f'{mod}.').split('.')
             if not all(o[0]!='_' or o=='__init__' for o in path): continue
             o = importlib.import_module(mod)
-            for p in path: o = getattr(o, p)
-            res[name] = getattr(o, '__func__', o)
+            for p in path: owner,o = o,getattr(o, p)
+            inherited = inspect.isclass(owner) and p!='__init__' and any(hasattr(b, p) for b in owner.__bases__)
+            if not inherited: res[name] = getattr(o, '__func__', o)
     return res
 
 def own_parameters(o):
