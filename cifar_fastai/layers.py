@@ -6,7 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/layers.html.md"""
 
 # %% auto #0
 __all__ = ['ConvBNAct', 'Residual', 'proj_shortcut', 'PreActResidual', 'norm_act', 'SEModule', 'Attention', 'relative_index',
-           'RelativeAttention', 'MLP', 'transformer_block', 'OnTokens', 'GlobalAvgPool', 'pool_head', 'kaiming_init_']
+           'RelativeAttention', 'MLP', 'transformer_block', 'OnTokens', 'GlobalAvgPool', 'pool_head', 'kaiming_init_',
+           'trunc_init_']
 
 # %% ../nbs/20_layers.ipynb #4182a0bd
 import torch,torch.nn.functional as F
@@ -205,5 +206,18 @@ def kaiming_init_(
     for m in model.modules():
         if not isinstance(m, types): continue
         nn.init.kaiming_normal_(m.weight, mode=mode, nonlinearity='relu')
+        if m.bias is not None: nn.init.zeros_(m.bias)
+    return model
+
+# %% ../nbs/20_layers.ipynb #2054550e
+def trunc_init_(
+    model:nn.Module, # changed in place
+    std:float=0.02, # standard deviation
+    types:tuple=(nn.Conv2d, nn.Linear), # whose weights; their biases become 0
+)->nn.Module: # `model`
+    "Weights from a normal distribution cut off at two units, as ViT's and Swin's (2103.14030)"
+    for m in model.modules():
+        if not isinstance(m, types): continue
+        nn.init.trunc_normal_(m.weight, std=std)
         if m.bias is not None: nn.init.zeros_(m.bias)
     return model
