@@ -7,8 +7,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/trick.html.md"""
 # %% auto #0
 __all__ = ['tricks', 'Stream', 'Trick', 'learner_tricks', 'learner_streams', 'no_trace']
 
-# %% ../nbs/05_trick.ipynb #e571163b
+# %% ../nbs/05_trick.ipynb #f4f6fbba
 import random
+from copy import deepcopy
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from fastai.basics import *
 from .core import *
@@ -76,11 +77,13 @@ def learner_tricks(learn)->list:
     "The `Trick`s of `learn`, in the order in which they act"
     return [cb for cb in learn.cbs.sorted('order') if isinstance(cb, Trick)]
 
-# %% ../nbs/05_trick.ipynb #eba3da6e
+# %% ../nbs/05_trick.ipynb #2dd17626
+def _loaders(learn): return list(getattr(learn.dls, 'loaders', learn.dls))
+
 def learner_streams(learn)->dict:
     "Every random stream of a Learner by name: one a trick, one a `DataLoader` that has one"
     res = {}
-    named = [(repr(cb), cb) for cb in learner_tricks(learn)] + [(f'dl{i}', o) for i,o in enumerate(learn.dls.loaders)]
+    named = [(repr(cb), cb) for cb in learner_tricks(learn)] + [(f'dl{i}', o) for i,o in enumerate(_loaders(learn))]
     for name,o in named:
         s = getattr(o, 'stream', None)
         if not isinstance(s, Stream): continue
@@ -132,15 +135,15 @@ def _with_events(self:Learner, f, event_type, ex, final=noop, _with_events=_with
 # %% ../nbs/05_trick.ipynb #f32dd392
 def _snapshot(o): return {k:(v.detach().clone() if isinstance(v, Tensor) else _snapshot(v) if isinstance(v, dict) else v) for k,v in o.items()}
 
-# %% ../nbs/05_trick.ipynb #f688ea33
+# %% ../nbs/05_trick.ipynb #7723a855
 @contextmanager
 def no_trace(learn:Learner):
     "Whatever happens inside, `learn`'s weights, optimizer, random numbers and data order are afterwards as before"
     model = _snapshot(learn.model.state_dict())
-    opt = None if learn.opt is None else copy.deepcopy(learn.opt.state_dict())
+    opt = None if learn.opt is None else deepcopy(learn.opt.state_dict())
     rng,streams = get_random_states(),{k:s.state_dict() for k,s in learner_streams(learn).items()}
-    dl_rngs = [(dl, dl.rng.getstate()) for dl in learn.dls.loaders if isinstance(getattr(dl, 'rng', None), random.Random)]
-    own = {cb:copy.deepcopy(cb.state_dict()) for cb in learner_tricks(learn)}
+    dl_rngs = [(dl, dl.rng.getstate()) for dl in _loaders(learn) if isinstance(getattr(dl, 'rng', None), random.Random)]
+    own = {cb:deepcopy(cb.state_dict()) for cb in learner_tricks(learn)}
     try: yield learn
     finally:
         learn.model.load_state_dict(model)
