@@ -22,7 +22,7 @@ def renamed(sd, rules):
     return res
 
 def randomise_(model, seed=0):
-    'Random weights of a sensible scale and random BatchNorm statistics'
+    'Random BatchNorm statistics, and noise on whatever parameter starts as a constant: biases, gains, layer scales, position tables'
     g = torch.Generator().manual_seed(seed)
     def rand(t, lo, hi): t.copy_(torch.rand(t.shape, generator=g)*(hi-lo)+lo)
     with torch.no_grad():
@@ -32,6 +32,8 @@ def randomise_(model, seed=0):
                 rand(m.running_var, 0.5, 1.5)
                 rand(m.weight, 0.5, 1.5)
                 rand(m.bias, -0.2, 0.2)
+        for p in model.parameters():
+            if p.min()==p.max(): p += torch.rand(p.shape, generator=g)*0.4 - 0.2
     return model
 
 def copy_to(ours, ref, theirs):
