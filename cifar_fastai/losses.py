@@ -7,9 +7,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/losses.html.md"""
 # %% auto #0
 __all__ = ['as_probs', 'CrossEntropy', 'training_loss', 'LossTrick', 'LabelSmoothing']
 
-# %% ../nbs/40_losses.ipynb #3d4783cb
+# %% ../nbs/40_losses.ipynb #25faab8e
 import torch.nn.functional as F
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fastai.basics import *
 from .core import *
 from .trick import *
@@ -89,11 +89,10 @@ class LossTrick(Trick):
 
     def around_loss(self, loss): return nullcontext()
 
-# %% ../nbs/40_losses.ipynb #3b02ac68
+# %% ../nbs/40_losses.ipynb #64fa4680
 @tricks.register
 class LabelSmoothing(LossTrick):
     "Mix every training target with the uniform one (1512.00567)"
     order,neutral = 13,dict(eps=0.)
     def __init__(self, eps:float=0.1): self.eps = check_range('eps', eps, 0, 1)
     def around_loss(self, loss): return loss.smoothed(self.eps)
-    def __repr__(self): return f'LabelSmoothing(eps={self.eps})'

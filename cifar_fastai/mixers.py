@@ -44,7 +44,7 @@ class Mixer(LossTrick):
 
     def perm(self, x): return torch.randperm(len(x), device=x.device, generator=self.stream.gen(x.device))
 
-# %% ../nbs/50_mixers.ipynb #020ef708
+# %% ../nbs/50_mixers.ipynb #3c0c5965
 @tricks.register
 class MixUp(Mixer):
     "Straight lines between pairs of images and their targets (1710.09412)"
@@ -53,4 +53,3 @@ class MixUp(Mixer):
     def before_batch(self):
         if self.alpha>0: super().before_batch()
     def mix(self, x, probs): return mixup(x, probs, self.perm(x), self.stream.py.betavariate(self.alpha, self.alpha))
-    def __repr__(self): return f'MixUp(alpha={self.alpha})'
