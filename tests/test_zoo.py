@@ -39,10 +39,11 @@ def test_reference(name):
     if ref.random: return
     grads = []
     for m in (ours, theirs):
-        xi = x.clone().requires_grad_()
-        m.train()(xi).square().sum().backward()
+        xi = x.double().requires_grad_()
+        m.double().train()(xi).square().sum().backward()
         grads.append(xi.grad)
-    assert rel(*grads) < 1e-3
+    # in float64: where the map is 1x1, BatchNorm has two values a channel, and float32 gradients would be rounding
+    assert rel(*grads) < 1e-6
 
 @pytest.mark.parametrize('name', swept)
 def test_backbone(name):
