@@ -3,14 +3,15 @@
 nbdev turns notebooks into pages (it runs their imports and exported cells, so the `dev` extra has to be installed);
 Quarto renders them where there is one, smalldocs otherwise. README.md is always made by smalldocs, so that it is the
 same everywhere. A link of the site or of README.md that leads nowhere is an error.'''
-import os, re, shutil, subprocess, sys, tarfile, tempfile, yaml
+import inspect, os, re, shutil, subprocess, sys, tarfile, tempfile, yaml
 from html.parser import HTMLParser
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import unquote
 from fastcore.nbio import mk_cell
 from fastcore.script import call_parse
-import nbdev.serve
+from fastai.callback.core import _events
+import fastcore.docments, nbdev.serve
 from nbdev.config import get_config, nbpath2html
 from nbdev.process import Processor
 from nbdev.processors import FilterDefaults
@@ -32,6 +33,18 @@ class Pages(FilterDefaults):
     def base_procs(self): return [keep_intro, *super().base_procs()]
 
 nbdev.serve.FilterDefaults = Pages
+
+def signature(o, eval_str=False):
+    "Annotations that only a type checker can evaluate, as torch's `ModuleList` has them, stay as they are written"
+    try: return inspect.signature(o, eval_str=eval_str)
+    except NameError: return inspect.signature(o)
+
+def signature_ex(o, eval_str=False, get=fastcore.docments.signature_ex):
+    "Without the keyword for each event that fastai gives a callback: they are for callbacks made of functions"
+    sig = get(o, eval_str=eval_str)
+    return sig.replace(parameters=[p for p in sig.parameters.values() if p.name not in _events])
+
+fastcore.docments.signature,fastcore.docments.signature_ex = signature,signature_ex
 
 def page_name(nb): return nbpath2html(nb).with_suffix('.ipynb')
 
