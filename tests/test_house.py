@@ -116,10 +116,11 @@ def texts(path):
 
 def test_no_local_paths():
     "Neither files nor stored outputs name a place on somebody's machine"
-    local,bad = re.compile(r'(?<![\w.*-])/(?:root|work|home|tmp|Users)/[\w.-]*'),[]
+    bad = []
     for name in tracked():
         if (root/name).suffix in ('.png', '.jpg', '.gif', '.tgz', '.gz', '.npz', '.safetensors'): continue
-        bad += [f'{name}: {m[0]}' for t in texts(root/name) for m in local.finditer(t)]
+        places = 'root|work|home|Users' if name.startswith('tests/') else 'root|work|home|Users|tmp' # tests try paths out of an archive
+        bad += [f'{name}: {o}' for t in texts(root/name) for o in re.findall(rf'(?<![\w.*-])/(?:{places})/[\w.-]*', t)]
     none(bad)
 
 def test_top_level():
