@@ -25,7 +25,7 @@ from safetensors.torch import save
 from .core import *
 from .trick import *
 
-# %% ../nbs/10_data.ipynb #43df1070
+# %% ../nbs/10_data.ipynb #a5fb5be2
 def _inside(
     name:str, # of a member of an archive
     path, # of the archive
@@ -40,7 +40,7 @@ def _tar_members(path):
         for m in tar:
             _inside(m.name, path)
             if m.islnk() or m.issym(): _inside(m.linkname, path)
-            if not m.isdir() and not m.isdev(): yield m.name, lambda m=m: tar.extractfile(m).read()
+            if m.isreg() or m.islnk(): yield m.name, lambda m=m: tar.extractfile(m).read()
 
 def _zip_members(path):
     with zipfile.ZipFile(path) as z:
@@ -48,7 +48,7 @@ def _zip_members(path):
             _inside(m.filename, path)
             if not m.is_dir(): yield m.filename, lambda m=m: z.read(m)
 
-# %% ../nbs/10_data.ipynb #e2bc3b5e
+# %% ../nbs/10_data.ipynb #7d332e35
 def files_in(
     path, # folder, or .tar, .tar.gz, .tgz or .zip archive
 ):
@@ -57,7 +57,7 @@ def files_in(
     if path.is_dir():
         for d,_,fs in os.walk(path):
             for f in sorted(fs): yield (Path(d)/f).relative_to(path).as_posix(), (Path(d)/f).read_bytes
-    elif path.suffix=='.zip': yield from _zip_members(path)
+    elif path.suffix.lower()=='.zip': yield from _zip_members(path)
     else: yield from _tar_members(path)
 
 # %% ../nbs/10_data.ipynb #4ba411a5
@@ -82,15 +82,15 @@ def unpickle_arrays(
 # %% ../nbs/10_data.ipynb #c54a197c
 Images = namedtuple('Images', 'train_x train_y test_x test_y vocab')
 
-# %% ../nbs/10_data.ipynb #2ce821f9
-def _check_labels(y, c):
+# %% ../nbs/10_data.ipynb #ffc435e1
+def _check_labels(y, c, what='Labels'):
     "Refuse labels of other than `c` classes"
-    if len(y) and not 0<=y.min()<=y.max()<c: raise UserError(f'Labels go from {y.min()} to {y.max()}: of {c} classes they must be from 0 to {c-1}.')
+    if len(y) and not 0<=y.min()<=y.max()<c: raise UserError(f'{what} go from {y.min()} to {y.max()}: of {c} classes they must be from 0 to {c-1}.')
 
-# %% ../nbs/10_data.ipynb #65d67182
+# %% ../nbs/10_data.ipynb #0abc65cc
 def _python_batch(name, data):
     d = unpickle_arrays(data, name)
-    try: return d['data'], np.array(d['labels'] if 'labels' in d else d['fine_labels'])
+    try: return np.asarray(d['data']), np.array(d['labels'] if 'labels' in d else d['fine_labels'])
     except (KeyError, TypeError): raise UserError(f'{name} holds no images and labels: is it a CIFAR batch?') from None
 
 def _binary_batch(name, data):
@@ -99,7 +99,7 @@ def _binary_batch(name, data):
     d = np.frombuffer(data, np.uint8).reshape(-1, 3072+n_labels)
     return d[:,n_labels:], d[:,n_labels-1]
 
-# %% ../nbs/10_data.ipynb #27d7d2be
+# %% ../nbs/10_data.ipynb #62cc4219
 def _join(
     batches:list, # pairs of images `(n,3072)` and labels `(n,)`
 ):
@@ -112,7 +112,7 @@ def _read_batches(files, path, vocab, load):
     if missing := [o for o in parts if o not in files]: raise UserError(f"{path} lacks {', '.join(missing)}: get the whole data set again.")
     batches = [load(o, files[o]) for o in parts]
     for o,(x,y) in zip(parts, batches):
-        if x.ndim!=2 or x.shape[1]!=3072 or len(x)!=len(y): raise UserError(f'{o} in {path} is damaged: {x.shape} bytes for {len(y)} labels.')
+        if x.dtype!=np.uint8 or x.shape!=(len(y),3072): raise UserError(f'{o} in {path} is damaged: {len(y)} labels, and images of shape {x.shape}.')
     (x,y),(tx,ty) = _join(batches[:-1]),_join(batches[-1:])
     if vocab is None: vocab = cifar10_vocab if len(parts)>2 else [str(i) for i in range(100)]
     return Images(x, y, tx, ty, list(vocab))
@@ -141,8 +141,8 @@ def _decode(name, data, path):
     try: return _rgb32(load_image(io.BytesIO(data)))
     except Exception: raise UserError(f'{name} in {path} is not a readable image: mend it or take it away.') from None
 
-# %% ../nbs/10_data.ipynb #58a63ad8
-_image_file = re.compile(r'(?:^|/)(?:[^/]+/)*?(train|test)/(?:.+/)?([^/]+)/[^/]+$')
+# %% ../nbs/10_data.ipynb #da955553
+_image_file = re.compile(r'(?:^|/)(train|test)/(?:.+/)?([^/]+)/[^/]+$')
 
 def _read_image_files(files, path):
     found = dict(train=[], test=[])
@@ -167,7 +167,7 @@ _layouts = [ # which files belong to it, and what reads them
     (_named(r'(train|test)\.bin|fine_label_names\.txt'), _read_binary),
     (_is_image, _read_image_files)]
 
-# %% ../nbs/10_data.ipynb #97d525b5
+# %% ../nbs/10_data.ipynb #52f90645
 def read_images(
     path, # folder or archive in any layout of CIFAR, or with `train/<class>/*` and `test/<class>/*`
 )->Images:
@@ -184,7 +184,7 @@ def read_images(
     i = max(range_of(found), key=lambda i: len(found[i]))
     if not found[i]: raise UserError(f'{path} holds neither batches of CIFAR nor class folders with images: train/<class>/* and test/<class>/* would be right.')
     res = _layouts[i][1](found[i], path)
-    for y in (res.train_y,res.test_y): _check_labels(y, len(res.vocab))
+    for y in (res.train_y,res.test_y): _check_labels(y, len(res.vocab), f'Labels in {path}')
     return res
 
 # %% ../nbs/10_data.ipynb #0d40cd53
@@ -277,16 +277,17 @@ class DataSet:
 
 datasets = Registry('data set')
 
-# %% ../nbs/10_data.ipynb #81886a96
+# %% ../nbs/10_data.ipynb #6e5bed03
 _kriz = 'https://www.cs.toronto.edu/~kriz/'
 _sha10 = '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'
 _sha100 = '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7'
 _stats10 = (0.4914,0.4822,0.4465),(0.2023,0.1994,0.2010)
 _stats100 = (0.5071,0.4865,0.4409),(0.1942,0.1918,0.1958)
 
-for o in (
+_rows = (
     DataSet('cifar10', r'cifar-?10(-python|-binary|-batches-py|-batches-bin)?', _kriz+'cifar-10-python.tar.gz', _sha10, 10, _stats10),
-    DataSet('cifar100', r'cifar-?100(-python|-binary)?', _kriz+'cifar-100-python.tar.gz', _sha100, 100, _stats100)): datasets[o.name] = o
+    DataSet('cifar100', r'cifar-?100(-python|-binary)?', _kriz+'cifar-100-python.tar.gz', _sha100, 100, _stats100))
+datasets.update({o.name: o for o in _rows})
 
 # %% ../nbs/10_data.ipynb #c52ea1b1
 def stratified(
@@ -607,7 +608,7 @@ def _dl(ds, i, bs, pad, flip, stats, seed):
     tfms = [CropFlip(pad, flip, stream)] if pad or flip else []
     return TensorDL(ds, bs=bs, shuffle=i==0, stream=stream, after_batch=tfms+[NormalizeImages(*stats)])
 
-# %% ../nbs/10_data.ipynb #7aaa8d4c
+# %% ../nbs/10_data.ipynb #93bd6bab
 def cifar_dls(
     dataset='cifar10', # name of a data set, or folder or archive with `train/<class>/*` and `test/<class>/*`
     root=None, # folder or archive where a named data set is; None: see `data_places`
@@ -629,5 +630,5 @@ def cifar_dls(
     pad,flip,seed = _whole('pad', ifnone(pad, ds.pad), 0),ifnone(flip, ds.flip),_whole('seed', seed, 0)
     splits = _splits(cached_images(path) if path else dataset_images(ds, root), valid, fraction, holdout, seed)
     stats = ds.stats or channel_stats(splits[0].x)
-    dls = [_dl(o, i, bs if i==0 else val_bs or bs, pad, flip, stats, seed) for i,o in enumerate(splits)]
+    dls = [_dl(o, i, bs if i==0 else ifnone(val_bs, bs), pad, flip, stats, seed) for i,o in enumerate(splits)]
     return CifarDataLoaders(*dls, device=device or default_device())

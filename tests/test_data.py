@@ -202,7 +202,8 @@ def evil_archives():
     yield 'eval', dict(d=py | dict(test_batch=b"cnumpy\nload\n(S'x'\ntR.")), 'asks for numpy.load'
     yield 'cut pickle', dict(d=py | dict(test_batch=py['test_batch'][:-50])), 'test_batch is damaged'
     yield 'other pickle', dict(d=py | dict(test_batch=pickle.dumps([1]))), 'holds no images and labels'
-    yield 'labels', dict(d=py | dict(test_batch=pickle.dumps(dict(data=b10['test_batch'][0], labels=[0,10]*10)))), 'Labels go from 0 to 10: of 10 classes they must be from 0 to 9'
+    yield 'labels', dict(d=py | dict(test_batch=pickle.dumps(dict(data=b10['test_batch'][0], labels=[0,10]*10)))), 'Labels in .* go from 0 to 10: of 10 classes they must be from 0 to 9'
+    yield 'no array', dict(d=py | dict(test_batch=pickle.dumps(dict(data='hello', labels=[1])))), 'test_batch in .* is damaged'
     yield 'few labels', dict(d=py | dict(test_batch=pickle.dumps(dict(data=b10['test_batch'][0], labels=[1])))), 'test_batch in .* is damaged'
     yield 'no batch', dict(d={k:v for k,v in py.items() if k!='data_batch_3'}), 'lacks data_batch_3'
     yield 'cut binary', dict(d=bn | {'test_batch.bin': bn['test_batch.bin'][:-1]}), 'not a whole number of images'
@@ -248,7 +249,7 @@ def test_no_archive(tmp_path):
 
 @pytest.mark.parametrize('kw,message', [
     (dict(bs=0), 'bs is 0'), (dict(bs=-1), 'bs is -1'), (dict(bs=1.5), 'bs is 1.5'), (dict(bs='64'), "bs is '64'"), (dict(bs=True), 'bs is True'),
-    (dict(val_bs=-2), 'bs is -2'), (dict(fraction=0), 'fraction is 0'), (dict(fraction=1.1), 'fraction is 1.1'), (dict(fraction='half'), "fraction is 'half'"),
+    (dict(val_bs=0), 'bs is 0'), (dict(fraction=0), 'fraction is 0'), (dict(fraction=1.1), 'fraction is 1.1'), (dict(fraction='half'), "fraction is 'half'"),
     (dict(valid='hold'), "did you mean 'holdout'"), (dict(valid='holdout', holdout=1), 'holdout is 1'), (dict(valid='holdout', holdout=1e-9), 'leaves none'),
     (dict(pad=-1), 'pad is -1'), (dict(pad=1.5), 'pad is 1.5'),
     (dict(dataset='digit'), "There is no data set 'digit': did you mean 'digits'"), (dict(dataset='no/where'), "no folder or archive 'no/where'"),
@@ -430,6 +431,7 @@ def test_validation_is_plain_and_in_order(dls):
 def test_streams_decide_everything(dls):
     a,b = (cifar_dls('digits', fraction=0.2, seed=7, device='cpu').one_batch() for _ in range(2))
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert dls.train.new().stream is dls.train.stream
     before = torch.get_rng_state(),random.getstate(),np.random.get_state()[1].copy()
     sd = dls.train.stream.state_dict()
     a = list(dls.train)
@@ -553,6 +555,13 @@ def test_tta(learn, dls):
         aug,_ = learn.tta(n=1, beta=0.)
     assert torch.equal(targs, dls.valid_ds.y) and dls.valid_ds.split_idx==1
     assert tta.shape==preds.shape and not torch.allclose(tta, preds) and not torch.allclose(aug, preds)
+
+def test_split_comes_back(dls):
+    with pytest.raises(KeyError):
+        with dls.valid_ds.set_split_idx(0):
+            assert dls.valid_ds.split_idx==0
+            raise KeyError
+    assert dls.valid_ds.split_idx==1
 
 def test_interpretation(learn, dls):
     with learn.no_bar():
