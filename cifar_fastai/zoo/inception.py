@@ -9,14 +9,15 @@ __all__ = ['maxpool', 'maxpool_valid', 'maxpool2', 'avgpool', 'avgpool_inside', 
            'v3_d', 'v3_e', 'inceptionv3', 'conv_eps', 'v4_stem', 'v4_a', 'v4_b', 'v4_c', 'v4_down_a', 'v4_down_b',
            'inceptionv4', 'ir_a', 'ir_b', 'ir_c', 'ir_stem', 'ir_down_a', 'ir_down_b', 'inception_resnet_v2', 'halve',
            'squeeze_layers', 'Branches', 'layer', 'chain', 'pool', 'inception', 'googlenet_module', 'v3_a', 'v3_c',
-           'fork', 'Scale', 'residual', 'fire', 'bypass', 'squeezenet']
+           'fork', 'residual', 'fire', 'bypass', 'squeezenet']
 
-# %% ../../nbs/34_zoo.inception.ipynb #6037f6a6
+# %% ../../nbs/34_zoo.inception.ipynb #16186aa6
 import torch
 from functools import partial
 from torch import nn
 from ..layers import *
 from ..backbones import *
+from .residual import Scale
 
 # %% ../../nbs/34_zoo.inception.ipynb #0dee2d3a
 class Branches(nn.ModuleList):
@@ -117,15 +118,6 @@ v4_down_b = [[192,(192,3,2)], [256,(256,(1,7)),(320,(7,1)),(320,3,2)], [maxpool2
 inceptionv4 = v4_stem + [v4_a]*4 + [v4_down_a] + [v4_b]*7 + [v4_down_b] + [v4_c]*3
 rows('inception', inception, '1602.07261', inceptionv4=dict(layers=inceptionv4, drop=0.2, conv=conv_eps,
     note='Stem at stride 1, unpadded as in the paper: 22x22 pixels reach the first module, 4x4 the last.'))
-
-# %% ../../nbs/34_zoo.inception.ipynb #2a289d62
-class Scale(nn.Module):
-    "Multiplies by a constant (1602.07261)"
-    def __init__(self, scale):
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, x): return x*self.scale
 
 # %% ../../nbs/34_zoo.inception.ipynb #0e8cf689
 def residual(

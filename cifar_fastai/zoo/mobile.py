@@ -9,12 +9,12 @@ __all__ = ['b0', 'separable', 'init_grouped_', 'mobilenet', 'inverted_residual',
            'init_mobilenetv2_', 'sep_conv', 'xception_block', 'xception', 'shuffle_branch', 'ShuffleUnit',
            'shufflenetv2']
 
-# %% ../../nbs/32_zoo.mobile.ipynb #ba08e4e9
+# %% ../../nbs/32_zoo.mobile.ipynb #75872701
 import torch
 from itertools import pairwise
 from torch import nn
-from torchvision.ops import StochasticDepth
 from ..layers import *
+from ..regularize import *
 from ..backbones import *
 
 # %% ../../nbs/32_zoo.mobile.ipynb #6658e28a
@@ -48,7 +48,7 @@ def mobilenet(n_out, in_chans, stages, stem=32):
 # %% ../../nbs/32_zoo.mobile.ipynb #38767b69
 rows('mobile', mobilenet, '1704.04861', mobilenet=dict(stages=((64,1,1),(128,2,2),(256,2,2),(512,6,2),(1024,2,2)), note='The stem keeps the size: stride 1.'))
 
-# %% ../../nbs/32_zoo.mobile.ipynb #b4b5e430
+# %% ../../nbs/32_zoo.mobile.ipynb #57d5b347
 def inverted_residual(
     ni:int, # input channels
     nf:int, # output channels
@@ -66,10 +66,10 @@ def inverted_residual(
     if se: layers.append(SEModule(nh, ni//4, act))
     layers.append(ConvBNAct(nh, nf, 1, act=None))
     if stride>1 or ni!=nf: return nn.Sequential(*layers)
-    if drop: layers.append(StochasticDepth(drop, 'row'))
+    if drop: layers.append(StochasticDepthLayer(drop))
     return Residual(nn.Sequential(*layers))
 
-# %% ../../nbs/32_zoo.mobile.ipynb #d1b52c90
+# %% ../../nbs/32_zoo.mobile.ipynb #a8409ec4
 def mobile_stages(
     ni:int, # channels after the stem
     stages, # (expand, width, blocks, stride of the first, kernel size) of each stage
@@ -77,14 +77,11 @@ def mobile_stages(
     **kwargs, # passed to `inverted_residual`
 )->list: # of `nn.Sequential`, one a stage
     "Stages of inverted residuals"
-    i,n,res = 0,sum(o[2] for o in stages),[]
+    res,drops = [],iter(linear_decay(drop_path, sum(o[2] for o in stages)))
     for expand,nf,depth,stride,ks in stages:
-        blocks = []
-        for j in range(depth):
-            i += 1
-            blocks.append(inverted_residual(ni, nf, 1 if j else stride, expand, ks, drop=drop_path*i/n, **kwargs))
-            ni = nf
+        blocks = [inverted_residual(nf if j else ni, nf, 1 if j else stride, expand, ks, drop=next(drops), **kwargs) for j in range(depth)]
         res.append(nn.Sequential(*blocks))
+        ni = nf
     return res
 
 # %% ../../nbs/32_zoo.mobile.ipynb #9400382b
