@@ -23,10 +23,11 @@ def mixup(
     "`lam` of each image and 1-`lam` of the one that `perm` pairs it with (1710.09412)"
     return torch.lerp(x[perm], x, lam),torch.lerp(probs[perm], probs, lam)
 
-# %% ../nbs/50_mixers.ipynb #8bd3b75d
+# %% ../nbs/50_mixers.ipynb #74d91c6f
 class Mixer(LossTrick):
     "Mixes images and targets of a training batch: a subclass defines `mix(x, probs)`, which returns new tensors"
     order,group = 12,'mixer'
+    clash = '{names} together have no single meaning: use OneOf({names}) to draw one a batch, or Chain({names}) to apply them in turn.'
 
     @property
     def n_out(self):

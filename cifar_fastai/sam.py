@@ -32,9 +32,10 @@ def _set_rng_state(device, cpu, cuda):
     torch.set_rng_state(cpu)
     if cuda is not None: torch.cuda.set_rng_state(cuda, device)
 
-# %% ../nbs/51_sam.ipynb #66a9861e
+# %% ../nbs/51_sam.ipynb #b701e531
 class SecondPass(Trick):
     "A trick that runs a batch forward and backward a second time"
+    group,clash = 'second pass','{names} each decide where the one gradient of a step is taken: use one of them.'
     _stateattrs,second,same_rng = ('rng','params','kept'),False,True
 
     def _rng(self, state=None):

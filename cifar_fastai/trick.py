@@ -38,12 +38,12 @@ class Stream:
     def __getstate__(self): return dict(seed=self.seed)
     def __setstate__(self, d): self.reseed(d['seed'])
 
-# %% ../nbs/05_trick.ipynb #d0624f3b
+# %% ../nbs/05_trick.ipynb #66a47870
 class Trick(Callback):
     "A training trick: on while batches train, gone after, with a random `stream` of its own"
     run_valid = False
     neutral = None # the arguments that switch it off, for the tests over all tricks
-    group = None # of the tricks with the same `group`, a Learner takes one
+    group,clash = None,'' # of the tricks of one `group`, a Learner takes one; `clash` says why, and what would be right, of `{names}`
     in_forward = False # draws random numbers inside the model's forward pass
     _stream = None
 
@@ -96,14 +96,13 @@ def loader_rngs(learn)->dict:
     "Python's generators in a Learner's `DataLoader`s by name, those that have a stream aside"
     return {f'dl{i}':o.rng for i,o in enumerate(_loaders(learn)) if isinstance(getattr(o, 'rng', None), random.Random)}
 
-# %% ../nbs/05_trick.ipynb #233a232e
+# %% ../nbs/05_trick.ipynb #d591f929
 def _check_tricks(learn):
     "Refuse tricks that cannot be together, or not on this Learner"
     ts = learner_tricks(learn)
     for group,same in groupby([t for t in ts if t.group], lambda t: t.group).items():
         if len(same)<2: continue
-        names = ', '.join(f'{o!r}' for o in same)
-        raise UserError(f'{names} together have no single meaning: use OneOf({names}) to draw one a batch, or Chain({names}) to apply them in turn.')
+        raise UserError(same[0].clash.format(names=', '.join(map(repr, same))))
     for t in ts: t.check()
 
 # %% ../nbs/05_trick.ipynb #2b522715

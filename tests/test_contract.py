@@ -1,0 +1,306 @@
+"""The contract of every trick, over the registry: a new trick arrives tested.
+
+1 neutral, 2 reference, 3 together, 4 lifecycle, 5 nothing left behind, 6 device, 7 exact resume, 8 picture."""
+import copy
+from contextlib import contextmanager,suppress
+from functools import partial
+from itertools import combinations,permutations
+import matplotlib
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+import pytest,torch
+from torch import nn
+from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner,load_learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import set_seed
+from cifar_fastai.core import UserError
+from cifar_fastai.checkpoint import Checkpoint
+from cifar_fastai.data import cifar_dls
+from cifar_fastai.layers import ConvBNAct,Residual
+from cifar_fastai.learner import DeviceSmoothLoss,cifar_learner
+from cifar_fastai.sam import SAM
+from cifar_fastai.all import tricks # every trick is registered
+from hand import hand_fit
+
+# arguments that a trick needs in these tests beside its defaults
+arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3))
+names = sorted(tricks)
+sharp = [n for n in names if issubclass(tricks[n], SAM)]
+pairs = list(combinations(names, 2))
+triples = [t for t in combinations(names, 3) if set(t)&set(sharp)]
+
+def make(name):
+    a = arguments.get(name, {})
+    return tricks[name](**(a() if callable(a) else a))
+
+def net(n_out=10):
+    'A small network with what tricks have to get right: BatchNorm, dropout, a residual branch'
+    branch = nn.Sequential(ConvBNAct(8, 8), ConvBNAct(8, 8, act=None))
+    return nn.Sequential(ConvBNAct(3, 8, stride=2), Residual(branch, act=nn.ReLU), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n_out))
+
+def batches(dtype, n=3, bs=6):
+    'Random batches, the last of one image'
+    g = torch.Generator().manual_seed(5)
+    return [(torch.rand(b, 3, 32, 32, generator=g, dtype=dtype), torch.randint(0, 10, (b,), generator=g)) for b in [bs]*(n-1)+[2]]
+
+def listed(bs):
+    'Fixed batches as `DataLoaders`'
+    dls = DataLoaders(list(bs), list(bs))
+    dls.c = 10
+    return dls
+
+sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
+
+def plain_learner(cbs, dtype=torch.float64):
+    "A Learner that this library did not make; in float32 with fastai's loss, which knows no float64"
+    set_seed(0)
+    loss = nn.CrossEntropyLoss() if dtype==torch.float64 else CrossEntropyLossFlat()
+    learn = Learner(listed(batches(dtype)), net().to(dtype), loss, opt_func=sgd, lr=0.05, wd=1e-3, cbs=cbs)
+    learn.recorder.smooth_loss = DeviceSmoothLoss() # fastai's takes float32 only
+    return learn
+
+def our_learner(cbs=(), seed=0, **kwargs):
+    'A Learner of this library over a few real digits; the last batch has one image'
+    set_seed(seed)
+    dls = cifar_dls('digits', bs=13, fraction=40/1500, val_bs=100)
+    assert len(dls.train_ds)==40
+    return cifar_learner(net(), dls, cbs=cbs, lr=0.05, **kwargs)
+
+@contextmanager
+def silent(learn):
+    with learn.no_bar(), learn.no_logging(): yield
+
+def fit(learn, n=2, seed=1, **kwargs):
+    set_seed(seed)
+    with silent(learn): learn.fit(n, **kwargs)
+    return learn
+
+def state(learn):
+    'Weights, buffers and momentum'
+    res = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    return res | {f'momentum {i}':s['momentum_buffer'].clone() for i,s in enumerate(learn.opt.opt.state.values())}
+
+def assert_same(a, b):
+    assert a.keys()==b.keys()
+    for k in a: assert torch.equal(a[k], b[k]), k
+
+def refused(cbs):
+    'The message with which `cbs` are refused together, or None'
+    try: fit(plain_learner(cbs), 1)
+    except UserError as e: return str(e)
+
+# 1 neutral
+@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('learner', [plain_learner, partial(plain_learner, dtype=torch.float32), our_learner])
+def test_neutral(name, learner):
+    'Switched off, the weights are bitwise those without it'
+    off = tricks[name](**{**(a() if callable(a:=arguments.get(name, {})) else a), **tricks[name].neutral})
+    assert_same(state(fit(learner([off]))), state(fit(learner([]))))
+
+@pytest.mark.parametrize('name', names)
+def test_does_something(name):
+    'Switched on, it changes the weights, or what it keeps aside'
+    on,off = fit(our_learner([make(name)])),fit(our_learner([]))
+    assert any(not torch.equal(a, b) for a,b in zip(state(on).values(), state(off).values())) or on.cbs[-1].state_dict()
+
+# 2 reference and 3 together
+@pytest.mark.parametrize('group', [(n,) for n in names]+pairs+triples, ids='+'.join)
+def test_by_hand(group):
+    'Equal to a loop written out by hand, in float64: weights, buffers, momentum; or refused, naming every trick concerned'
+    cbs = [make(n) for n in group]
+    if message:=refused(cbs):
+        assert sum(n in message for n in group) >= 2
+        return
+    learn = plain_learner([make(n) for n in group])
+    model = copy.deepcopy(learn.model)
+    fit(learn, 2)
+    set_seed(1)
+    velocity = hand_fit(model, batches(torch.float64), 10, lr=0.05, momentum=0.9, wd=1e-3, tricks=[make(n) for n in group], epochs=2)
+    for (k,a),b in zip(learn.model.state_dict().items(), model.state_dict().values()): assert torch.allclose(a, b, rtol=1e-9, atol=1e-10), k
+    buffers = [s['momentum_buffer'] for s in learn.opt.opt.state.values()]
+    for a,b in zip(buffers, velocity.values()): assert torch.allclose(a, b, rtol=1e-8, atol=1e-9)
+
+@pytest.mark.parametrize('group', pairs+triples, ids='+'.join)
+def test_order_of_the_list(group):
+    'The order of `cbs` changes nothing, bitwise'
+    orders = list(permutations(group))
+    if refused([make(n) for n in group]):
+        assert all(refused([make(n) for n in o]) for o in orders)
+        return
+    first = state(fit(our_learner([make(n) for n in orders[0]]), 1))
+    for o in orders[1:]: assert_same(state(fit(our_learner([make(n) for n in o]), 1)), first)
+
+# 4 lifecycle
+class Break(Callback):
+    'Breaks the fit off in the second batch'
+    order = 95
+    def __init__(self, when, exc): self.when,self.exc = when,exc
+    def __call__(self, event_name):
+        if event_name==self.when and self.training and self.iter==1: raise self.exc
+
+def left_behind(learn):
+    'What a fit must not change beside weights and optimizer: attributes, loss, hooks, transforms, data, class of the model'
+    pipes = [[(type(t),t.order) for t in dl.after_batch.fs] for dl in learn.dls.loaders if hasattr(dl, 'after_batch')]
+    hooks = [len(m._forward_hooks)+len(m._forward_pre_hooks)+len(m._backward_hooks) for m in learn.model.modules()]
+    data = [dl.dataset.x.clone() for dl in learn.dls.loaders if hasattr(dl, 'dataset')]
+    loss = learn.loss_func
+    return dict(attrs=set(vars(learn))-{'lrs','final_record','smooth_loss','dl'}, loss=(id(loss), len(getattr(loss, 'terms', [])), getattr(loss, 'smoothing', 0)),
+        pipes=pipes, hooks=hooks, data=[d.sum().item() for d in data], model=[type(m) for m in learn.model.modules()], logger=learn.logger,
+        autocast=(torch.is_autocast_enabled('cpu'), torch.is_autocast_enabled('cuda')))
+
+@pytest.mark.parametrize('name', names)
+def test_lr_find(name):
+    '`lr_find` changes nothing that comes after'
+    learn = our_learner([make(name)])
+    set_seed(1)
+    with silent(learn): learn.lr_find(num_it=6, show_plot=False)
+    with silent(learn): learn.fit(1)
+    assert_same(state(learn), state(fit(our_learner([make(name)]), 1)))
+
+@pytest.mark.parametrize('when', 'before_batch after_pred after_loss before_backward after_backward before_step after_step after_batch'.split())
+@pytest.mark.parametrize('name', names)
+def test_interrupt(name, when):
+    'Broken off at any event, by Ctrl-C or an exception, nothing is left behind, and a refit is that of a new Learner with these weights'
+    for learner in (our_learner, plain_learner):
+        for exc in (KeyboardInterrupt, ZeroDivisionError('x')):
+            learn = learner([make(name)])
+            fit(learn, 1)
+            before = left_behind(learn)
+            with pytest.raises((KeyboardInterrupt, ZeroDivisionError)): fit(learn, 1, cbs=Break(when, exc))
+            assert left_behind(learn)==before
+            assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+            twin = learner([make(name)])
+            twin.model.load_state_dict(learn.model.state_dict())
+            for l in (learn, twin): fit(l, 1, reset_opt=True)
+            assert_same(state(learn), state(twin))
+
+# 5 nothing left behind
+@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('learner', [plain_learner, our_learner])
+def test_nothing_left(name, learner):
+    'After a fit, everything but weights and optimizer is as before'
+    learn = fit(learner([]), 1)
+    bare = left_behind(learn)
+    cb = make(name)
+    learn.add_cb(cb)
+    fit(learn, 1)
+    learn.remove_cb(cb)
+    assert left_behind(learn)==bare
+
+@pytest.mark.parametrize('name', names)
+def test_validation_is_plain(name):
+    'Validation figures are those of the plain model: cross entropy and accuracy, computed here by hand'
+    learn = our_learner([make(name)])
+    fit(learn, 1)
+    loss,acc = learn.recorder.values[-1][1:3]
+    preds,targs = [],[]
+    learn.model.eval()
+    with torch.no_grad(), eval_weights(learn):
+        for x,y in learn.dls.valid:
+            preds.append(learn.model(x))
+            targs.append(y)
+    p,t = torch.cat(preds),torch.cat(targs)
+    assert loss == pytest.approx(nn.functional.cross_entropy(p, t).item(), rel=1e-5)
+    assert acc == pytest.approx((p.argmax(1)==t).float().mean().item(), rel=1e-5)
+    assert fit(our_learner([make(name)]), 1).validate()[0] == pytest.approx(loss, rel=1e-6)
+
+@contextmanager
+def eval_weights(learn):
+    'The weights that validation is stated to use'
+    yield
+
+@pytest.mark.parametrize('name', names)
+def test_lives_with_fastai(name, tmp_path):
+    'Prediction, tta, show_batch, save, load, export and load_learner work with the trick on'
+    learn = our_learner([make(name)], path=tmp_path)
+    fit(learn, 1)
+    want = state(learn)
+    with silent(learn):
+        preds,_ = learn.get_preds()
+        learn.tta(n=2)
+        learn.show_batch(max_n=4)
+        learn.show_results(max_n=4)
+        learn.save('m')
+        learn.load('m')
+        learn.export('m.pkl')
+        plt.close('all')
+        assert_same(state(learn), want)
+        loaded = load_learner(tmp_path/'m.pkl')
+        img = learn.dls.valid_ds[0][0]
+        with loaded.no_bar(): assert torch.allclose(loaded.predict(img)[2], preds[0], atol=1e-5)
+
+@pytest.mark.parametrize('name', names)
+def test_accumulates(name):
+    'Gradient accumulation over two halves of a batch runs, and moves the weights once'
+    learn = our_learner([make(name), GradientAccumulation(26)])
+    steps = []
+    learn.add_cb(Callback(after_step=lambda self: steps.append(1)))
+    fit(learn, 1)
+    assert len(steps)==1 and all(v.isfinite().all() for v in state(learn).values())
+
+@pytest.mark.parametrize('name', names)
+def test_bf16(name):
+    'In bf16 equal to the loop written by hand under autocast, as near as bf16 goes'
+    learn = plain_learner([make(name)], torch.float32).to_bf16()
+    model,start = copy.deepcopy(learn.model),copy.deepcopy(learn.model)
+    fit(learn, 1)
+    set_seed(1)
+    hand_fit(model, batches(torch.float32), 10, lr=0.05, momentum=0.9, wd=1e-3, tricks=[make(name)], autocast=lambda: torch.autocast('cpu', dtype=torch.bfloat16))
+    for a,b,c in zip(learn.model.parameters(), model.parameters(), start.parameters()): assert (a-b).norm() <= 0.1*(b-c).norm() + 1e-6
+
+# 6 device
+def on_meta(cbs):
+    learn = our_learner(cbs)
+    learn.dls.to('meta')
+    learn.model.to('meta')
+    return learn
+
+@pytest.mark.parametrize('name', names)
+def test_on_meta(name):
+    'Nothing a step does waits for the device or lands on another one: an epoch runs on the meta device'
+    fit(on_meta([make(name)]), 1)
+
+def test_meta_catches():
+    'What the meta device is there to catch is caught'
+    for bad in (lambda self: self.loss.item(), lambda self: self.xb[0]*torch.ones(1), lambda self: self.xb[0][self.xb[0]>0]):
+        with pytest.raises(Exception): fit(on_meta([Callback(after_loss=bad)]), 1)
+
+# 7 exact resume
+class StopAt(Callback):
+    'Ctrl-C at the start of an epoch'
+    order = 96
+    def __init__(self, epoch): self.at = epoch
+    def before_epoch(self):
+        if self.epoch==self.at: raise KeyboardInterrupt
+
+@pytest.mark.parametrize('name', names)
+def test_resume(name, tmp_path):
+    'Stopped after an epoch and gone on with in a new Learner: bitwise the uninterrupted run, its checkpoint too'
+    def run(file, seed=1, **kwargs):
+        learn = our_learner([make(name)], seed=0 if seed==1 else 7)
+        set_seed(seed)
+        with silent(learn), suppress(KeyboardInterrupt): learn.fit_cosine(3, 0.05, by='batch', **kwargs)
+        return learn
+    whole = run('a', cbs=Checkpoint(tmp_path/'a'))
+    for stop in (1, 2):
+        run('b', cbs=[Checkpoint(tmp_path/f'b{stop}'), StopAt(stop)])
+        later = run('b', seed=9, cbs=Checkpoint(tmp_path/f'b{stop}', resume=True))
+        assert_same(state(later), state(whole))
+        assert later.recorder.values==whole.recorder.values
+        assert (tmp_path/f'b{stop}').read_bytes()==(tmp_path/'a').read_bytes()
+
+# 8 picture
+@pytest.mark.parametrize('name', names)
+def test_picture(name):
+    '`show_batch` with the trick on draws images and moves nothing'
+    learn = our_learner([make(name)])
+    set_seed(1)
+    learn.show_batch(max_n=4)
+    assert len(plt.gcf().axes) >= 4
+    plt.close('all')
+    with silent(learn): learn.fit(1)
+    assert_same(state(learn), state(fit(our_learner([make(name)]), 1)))
