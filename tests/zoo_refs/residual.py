@@ -1,4 +1,5 @@
 'References of cifar_fastai.zoo.residual'
+import torch,torch.nn.functional as F
 from functools import partial
 from torch import nn
 from . import Reference
@@ -73,6 +74,62 @@ def pcv_resnext(blocks, groups, base):
     from pytorchcv.models.resnext_cifar import get_resnext_cifar
     return get_resnext_cifar(num_classes=10, blocks=blocks, cardinality=groups, bottleneck_width=base)
 
+def relu_before(m): m.register_forward_pre_hook(lambda m,args: (F.relu(args[0]),))
+
+def author_shake(width):
+    'pytorchcv shake-shake network, its ReLUs moved to where the author has them: in front of the branches, none after the sum'
+    from pytorchcv.models.shakeshakeresnet_cifar import get_shakeshakeresnet_cifar
+    m = get_shakeshakeresnet_cifar(num_classes=10, blocks=26, bottleneck=False, first_stage_channels=width)
+    m.features.init_block.activ = nn.Identity()
+    relu_before(m.features.final_pool)
+    for u in [u for s in (m.features.stage1, m.features.stage2, m.features.stage3) for u in s]:
+        u.activ = nn.Identity()
+        for o in ('branch1', 'branch2', 'identity_branch'): hasattr(u, o) and relu_before(getattr(u, o))
+    return m
+
+shake_rules = [(r'^0\.0\.', 'features.init_block.conv.'), (r'^0\.1\.', 'features.init_block.bn.'), (r'^5\.1\.', 'output.')] + units
+shake_rules += [(r'branch\.a\.', 'branch1.'), (r'branch\.b\.', 'branch2.'), (r'shortcut\.here\.', 'identity_branch.conv1.')]
+shake_rules += [(r'shortcut\.shifted\.', 'identity_branch.conv2.'), (r'shortcut\.bn\.', 'identity_branch.bn.')]
+shake_rules += [(r'(branch\d)\.(\d)\.0\.', lambda m: f'{m[1]}.conv{int(m[2])+1}.conv.'), (r'(branch\d)\.(\d)\.1\.', lambda m: f'{m[1]}.conv{int(m[2])+1}.bn.')]
+
+class HandGE(nn.Module):
+    'Gather and excite as in the paper, no convolution in it'
+    def __init__(self, nf):
+        super().__init__()
+        size = {256:32, 512:16, 1024:8}[nf]
+        self.gather,self.bn = nn.Parameter(torch.empty(nf, 1, size, size)),nn.BatchNorm1d(nf)
+        self.fc1,self.fc2 = nn.Parameter(torch.empty(nf//16, nf, 1, 1)),nn.Parameter(torch.empty(nf, nf//16, 1, 1))
+
+    def forward(self, x):
+        y = self.bn((x*self.gather[:,0]).sum((2,3)))
+        return x * torch.sigmoid(F.relu(y@self.fc1[...,0,0].T)@self.fc2[...,0,0].T)[...,None,None]
+
+class HandSPP(nn.Module):
+    'Max pools as maxima over unfolded windows'
+    def __init__(self, nf, sizes):
+        super().__init__()
+        nh,self.sizes = nf//2,sizes
+        self.squeeze = nn.Sequential(nn.Conv2d(nf, nh, 1, bias=False), nn.BatchNorm2d(nh))
+        self.mix = nn.Sequential(nn.Conv2d(nh*(len(sizes)+1), nf, 1, bias=False), nn.BatchNorm2d(nf))
+
+    def forward(self, x):
+        def silu(x): return x*x.sigmoid()
+        def pool(x, k): return F.pad(x, [k//2]*4, value=float('-inf')).unfold(2, k, 1).unfold(3, k, 1).amax((-2,-1))
+        x = silu(self.squeeze(x))
+        return silu(self.mix(torch.cat([x, *[pool(x, k) for k in self.sizes]], 1)))
+
+def resnext_and(after, blocks, groups, base, *args):
+    'pytorchcv ResNeXt whose every branch ends with `after(channels, *args)`'
+    m = pcv_resnext(blocks, groups, base)
+    for s,nf in ((m.features.stage1, 256), (m.features.stage2, 512), (m.features.stage3, 1024)):
+        for u in s:
+            u.body.after = after(nf, *args)
+            u.body.register_forward_hook(lambda m,i,o: m.after(o))
+    return m
+
+after_rules = [(r'branch\.3\.gather\.1\.', 'body.after.bn.'), (r'branch\.3\.gather\.0\.weight', 'body.after.gather')]
+after_rules += [(r'branch\.3\.(fc\d)\.weight', r'body.after.\1'), (r'branch\.3\.', 'body.after.')] + pcv_rules
+
 def expect_shake(sd):
     'What ShakeDrop does in eval mode, branch l of 90 times 1-l/180, said by the last norm of each unit'
     res = dict(sd)
@@ -98,3 +155,6 @@ references |= confirm(pcv_wrn, wrn_rules, wrn16_8=(16,8), wrn40_2=(40,2))
 references |= confirm(pcv_wrn, dropped+wrn_rules, random=True, wideresnet=(28,10))
 references |= confirm(pcv, pyr_rules(2), pyramidnet110=('pyramidnet110_a48_cifar10',))
 references |= confirm(pcv, pyr_rules(3), random=True, convert=expect_shake, pyramidnet272=('pyramidnet272_a200_bn_cifar10',))
+references |= confirm(author_shake, shake_rules, random=True, shake_resnet26_2x32d=(32,), shake_resnet26_2x64d=(64,))
+references |= confirm(resnext_and, after_rules, ge_resnext29_8x64d=(HandGE,29,8,64))
+references |= confirm(resnext_and, after_rules, **{f'spp_d11_p{k}':(HandSPP,11,16,8,v) for k,v in dict(A=[3], B=[5], C=[7], D=[3,5,7]).items()})
