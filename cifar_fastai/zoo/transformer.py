@@ -31,14 +31,14 @@ class Positions(nn.Module):
 
     def forward(self, x): return x + self.pos
 
-# %% ../../nbs/36_zoo.transformer.ipynb #3a7cb5e5
+# %% ../../nbs/36_zoo.transformer.ipynb #74401390
 class AddClassToken(nn.Module):
     "Puts a learned token of width `dim` in front"
     def __init__(self, dim):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 1, dim))
 
-    def forward(self, x): return torch.cat((self.token.expand(len(x), -1, -1), x), 1)
+    def forward(self, x): return torch.cat((self.token.expand(x.shape[0], -1, -1), x), 1)
 
 # %% ../../nbs/36_zoo.transformer.ipynb #1e84d760
 class ClassToken(nn.Module):
