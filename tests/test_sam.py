@@ -1,0 +1,145 @@
+'SAM beside what changes how a gradient comes about: accumulation, a gradient scaler, several processes.'
+import copy,os,socket
+import pytest,torch
+import torch.distributed as dist
+from functools import partial
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation,GradientClip
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import set_seed
+from cifar_fastai.learner import wait_free
+from cifar_fastai.sam import ASAM,SAM
+
+sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
+
+def net(): return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+def batches(n=4, bs=6, dtype=torch.float64, seed=3):
+    g = torch.Generator().manual_seed(seed)
+    return [(torch.randn(bs, 4, generator=g, dtype=dtype), torch.randint(0, 3, (bs,), generator=g)) for _ in range(n)]
+
+def learner(bs, model, cbs):
+    learn = Learner(DataLoaders(bs, bs), model, nn.CrossEntropyLoss(), opt_func=sgd, lr=0.1, wd=0., cbs=cbs)
+    return wait_free(learn)
+
+def fit(learn, n=1):
+    with learn.no_bar(), learn.no_logging(): learn.fit(n)
+
+def sam_grads(model, x, y, rho, scale=1.):
+    'The second gradient of SAM by hand; weights and buffers as after the first pass'
+    ps = list(model.parameters())
+    g = torch.autograd.grad(nn.functional.cross_entropy(model(x), y)*scale, ps)
+    w,b = [p.detach().clone() for p in ps],[o.clone() for o in model.buffers()]
+    norm = sum(o.square().sum() for o in g).sqrt()
+    with torch.no_grad(): [p.add_(rho*o/norm) for p,o in zip(ps, g)]
+    g = torch.autograd.grad(nn.functional.cross_entropy(model(x), y)*scale, ps)
+    with torch.no_grad():
+        [p.copy_(o) for p,o in zip(ps, w)]
+        [p.copy_(o) for p,o in zip(model.buffers(), b)]
+    return g
+
+def step(model, grads, velocity, lr=0.1, momentum=0.9):
+    with torch.no_grad():
+        for i,(p,g) in enumerate(zip(model.parameters(), grads)):
+            velocity[i] = g.clone() if i not in velocity else momentum*velocity[i]+g
+            p.sub_(lr*velocity[i])
+
+def assert_close(a, b, tol=1e-10):
+    for (k,x),y in zip(a.state_dict().items(), b.state_dict().values()): assert torch.allclose(x, y, rtol=tol, atol=tol), k
+
+def test_accumulation():
+    'Each small batch is perturbed by its own gradient; the second gradients add up to one step'
+    set_seed(0)
+    model = net().double()
+    hand,velocity,bs = copy.deepcopy(model),{},batches()
+    fit(learner(bs, model, [SAM(0.2), GradientAccumulation(12)]))
+    for two in (bs[:2], bs[2:]):
+        gs = [sam_grads(hand, x, y, 0.2, scale=len(y)/12) for x,y in two]
+        step(hand, [a+b for a,b in zip(*gs)], velocity)
+    assert_close(model, hand)
+
+def test_clip_sees_the_second_gradient():
+    'Gradient clipping acts on the second gradient only'
+    set_seed(0)
+    model = net().double()
+    hand,velocity,bs = copy.deepcopy(model),{},batches()
+    fit(learner(bs, model, [SAM(0.2), GradientClip(0.1)]))
+    for x,y in bs:
+        g = sam_grads(hand, x, y, 0.2)
+        norm = sum(o.square().sum() for o in g).sqrt()
+        assert norm>0.1
+        step(hand, [o*(0.1/(norm+1e-6)) for o in g], velocity)
+    assert_close(model, hand)
+
+@pytest.mark.parametrize('cls', [SAM, ASAM])
+def test_scaler(cls):
+    'Under a gradient scaler the result does not depend on the scale'
+    ends = []
+    for scale in (2.**4, 2.**10):
+        set_seed(0)
+        model = net()
+        fit(learner(batches(dtype=torch.float32), model, cls(0.2)).to_fp16(init_scale=scale))
+        ends.append(model)
+    set_seed(0)
+    assert not torch.equal(ends[0][0].weight, net()[0].weight)
+    assert_close(*ends, tol=2e-3)
+
+class Watch(Callback):
+    'Keeps the scale after each batch'
+    order = 200
+    def before_fit(self): self.scales = []
+    def after_batch(self):
+        if self.training: self.scales.append(self.learn.scaler.get_scale())
+
+def test_overflow_skips_the_step():
+    'A gradient that overflows leaves weights and momentum alone, bitwise, and the scaler backs off'
+    set_seed(0)
+    model,watch = net(),Watch()
+    before = copy.deepcopy(model)
+    learn = learner(batches(2, dtype=torch.float32), model, [SAM(0.2), watch]).to_fp16(init_scale=2.**127)
+    fit(learn)
+    assert watch.scales==[2.**126, 2.**125]
+    assert all(torch.equal(a, b) for a,b in zip(model.parameters(), before.parameters()))
+    assert all(b.isfinite().all() for b in model.buffers()) and not learn.opt.opt.state
+
+def _process(rank, port, sync, out):
+    os.environ |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    set_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    learn = learner(batches(3, seed=rank), DistributedDataParallel(model), SAM(0.2, sync=sync))
+    learn.dls = DataLoaders(learn.dls.train, [])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    if rank==0: torch.save(model.state_dict(), out)
+    dist.destroy_process_group()
+
+@pytest.mark.parametrize('sync', [False, True])
+def test_two_processes(sync, tmp_path):
+    'Under DDP each process perturbs by its own gradient, or all by the mean; the second gradients are averaged'
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (port, sync, str(tmp_path/'w')), nprocs=2)
+    set_seed(0)
+    hand,velocity = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double(),{}
+    for pair in zip(batches(3, seed=0), batches(3, seed=1)):
+        if sync: gs = _synchronised(hand, pair, 0.2)
+        else: gs = [sam_grads(hand, x, y, 0.2) for x,y in pair]
+        step(hand, [(a+b)/2 for a,b in zip(*gs)], velocity)
+    for k,v in torch.load(tmp_path/'w').items(): assert torch.allclose(v, hand.state_dict()[k], rtol=1e-10), k
+
+def _synchronised(model, pair, rho):
+    'Both second gradients at the point that the mean of the first ones leads to'
+    ps = list(model.parameters())
+    def grads(): return [torch.autograd.grad(nn.functional.cross_entropy(model(x), y), ps) for x,y in pair]
+    g = [(a+b)/2 for a,b in zip(*grads())]
+    w,norm = [p.detach().clone() for p in ps],sum(o.square().sum() for o in g).sqrt()
+    with torch.no_grad(): [p.add_(rho*o/norm) for p,o in zip(ps, g)]
+    res = grads()
+    with torch.no_grad(): [p.copy_(o) for p,o in zip(ps, w)]
+    return res
