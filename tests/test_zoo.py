@@ -1,12 +1,11 @@
 'Every backbone, over the registry: what each must do, and the networks of other packages that confirm it.'
-import copy,csv,pickle
+import copy,pickle
 from functools import cache
-from pathlib import Path
 import pytest,torch
-from cifar_fastai.backbones import get_model,list_models,model_summary
+from cifar_fastai.backbones import get_model,list_models,model_summary,zoo_contract
 from zoo_refs import copy_to,load_references,randomise_
 
-contract = {r['name']:r for r in csv.DictReader(open(Path(__file__).parent/'zoo.csv'))}
+contract = zoo_contract()
 references = load_references()
 names = list_models()
 summary = cache(model_summary)
