@@ -139,14 +139,14 @@ def _with_events(self:Learner, f, event_type, ex, final=noop, _with_events=_with
 # %% ../nbs/05_trick.ipynb #f32dd392
 def _snapshot(o): return {k:(v.detach().clone() if isinstance(v, Tensor) else _snapshot(v) if isinstance(v, dict) else v) for k,v in o.items()}
 
-# %% ../nbs/05_trick.ipynb #7f81ee5e
+# %% ../nbs/05_trick.ipynb #b25d8462
 @contextmanager
 def no_trace(learn:Learner):
     "Whatever happens inside, `learn`'s weights, optimizer, random numbers and data order are afterwards as before"
     model = _snapshot(learn.model.state_dict())
     opt = None if learn.opt is None else deepcopy(learn.opt.state_dict())
     rng,streams = get_random_states(),{k:s.state_dict() for k,s in learner_streams(learn).items()}
-    dl_rngs = [(o, o.getstate()) for o in loader_rngs(learn).values()]
+    dl_rngs = {k:o.getstate() for k,o in loader_rngs(learn).items()}
     own = {cb:deepcopy(cb.state_dict()) for cb in learner_tricks(learn)}
     try: yield learn
     finally:
@@ -155,5 +155,5 @@ def no_trace(learn:Learner):
         else: learn.opt.load_state_dict(opt)
         for cb,sd in own.items(): cb.load_state_dict(sd)
         for k,s in learner_streams(learn).items(): s.load_state_dict(streams[k])
-        for o,st in dl_rngs: o.setstate(st)
+        for k,o in loader_rngs(learn).items(): o.setstate(dl_rngs[k]) # an epoch gives a loader a new generator
         set_random_states(**rng)
