@@ -66,14 +66,27 @@ maxpool,maxpool_valid,maxpool2 = pool(nn.MaxPool2d),pool(nn.MaxPool2d, padding=0
 # v3 counts the zeros of the padding into the mean at the border, v4 and Inception-ResNet do not
 avgpool,avgpool_inside = pool(nn.AvgPool2d),pool(nn.AvgPool2d, count_include_pad=False)
 
-# %% ../../nbs/34_zoo.inception.ipynb #a48d1baf
-def inception(n_out, in_chans, layers, drop=0., conv=ConvBNAct):
+# %% ../../nbs/34_zoo.inception.ipynb #d3be2f69
+def inception(
+    n_out:int, # number of classes
+    in_chans:int, # input channels
+    layers, # list of layers, as in the table above
+    drop:float=0., # dropout in front of the classifier, 0 to 1
+    conv=ConvBNAct, # called with `ni`, `nf`, `ks`, `stride`, `padding`
+)->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
     "A network from the list of its layers, global average pool, dropout and a linear classifier"
     body,nf = chain(in_chans, layers, conv)
     return nn.Sequential(*body, pool_head(nf, n_out, drop))
 
-# %% ../../nbs/34_zoo.inception.ipynb #5eaece0f
-def googlenet_module(n1, r3, n3, r5, n5, proj):
+# %% ../../nbs/34_zoo.inception.ipynb #5b881a4e
+def googlenet_module(
+    n1:int, # channels of the 1x1 branch
+    r3:int, # reduction in front of the 3x3
+    n3:int, # channels of the 3x3 branch
+    r5:int, # reduction in front of the 5x5
+    n5:int, # channels of the 5x5 branch
+    proj:int, # channels of the pool's branch
+)->list: # of branches
     "Four branches: 1x1, 3x3 after a reduction, two 3x3 in place of a 5x5 after a reduction, 1x1 after a pool (1409.4842)"
     return [[n1], [r3,(n3,3)], [r5,(n5,3),(n5,3)], [maxpool,proj]]
 
@@ -87,15 +100,22 @@ googlenet = [(192,3), *modules[:2], down, *modules[2:7], down, *modules[7:]]
 rows('inception', inception, '1409.4842', googlenet=dict(layers=googlenet, drop=0.4, conv=partial(ConvBNAct, bias=True),
     note='BatchNorm after every convolution, two 3x3 for a 5x5, no auxiliary classifiers; one 3x3 convolution as the stem.'))
 
-# %% ../../nbs/34_zoo.inception.ipynb #62eb701a
-def v3_a(proj): return [[64], [48,(64,5)], [64,(96,3),(96,3)], [avgpool,proj]]
-def v3_c(n): return [[192], [n,(n,(1,7)),(192,(7,1))], [n,(n,(7,1)),(n,(1,7)),(n,(7,1)),(192,(1,7))], [avgpool,192]]
+# %% ../../nbs/34_zoo.inception.ipynb #be8cbb2c
+def v3_a(proj):
+    "Module A with `proj` channels after its pool (1512.00567)"
+    return [[64], [48,(64,5)], [64,(96,3),(96,3)], [avgpool,proj]]
+
+def v3_c(n):
+    "Module C with `n` channels inside its branches (1512.00567)"
+    return [[192], [n,(n,(1,7)),(192,(7,1))], [n,(n,(7,1)),(n,(1,7)),(n,(7,1)),(192,(1,7))], [avgpool,192]]
 
 v3_b = [[(384,3,2)], [64,(96,3),(96,3,2)], [maxpool2]]
 v3_d = [[192,(320,3,2)], [192,(192,(1,7)),(192,(7,1)),(192,3,2)], [maxpool2]]
 
-# %% ../../nbs/34_zoo.inception.ipynb #d7eeb4ce
-def fork(nf): return [[(nf,(1,3))], [(nf,(3,1))]]
+# %% ../../nbs/34_zoo.inception.ipynb #483d7d6c
+def fork(nf):
+    "1x3 and 3x1 convolutions side by side, `nf` channels each (1512.00567)"
+    return [[(nf,(1,3))], [(nf,(3,1))]]
 
 v3_e = [[320], [384,fork(384)], [448,(384,3),fork(384)], [avgpool,192]]
 inceptionv3 = [(32,3,1), (32,3,1), (64,3), 80, (192,3,1), v3_a(32), v3_a(64), v3_a(64), v3_b, v3_c(128), v3_c(160), v3_c(160), v3_c(192), v3_d, v3_e, v3_e]
@@ -158,8 +178,14 @@ def bypass(
     "An identity shortcut around some layers, as a layer of a `chain` (1602.07360)"
     return lambda ni,conv: Residual(chain(ni, specs, conv)[0])
 
-# %% ../../nbs/34_zoo.inception.ipynb #db3e5f8d
-def squeezenet(n_out, in_chans, layers, drop=0.5, conv=ConvBNAct):
+# %% ../../nbs/34_zoo.inception.ipynb #65e3a0fd
+def squeezenet(
+    n_out:int, # number of classes
+    in_chans:int, # input channels
+    layers, # list of layers, as in the table above
+    drop:float=0.5, # dropout in front of the classifier, 0 to 1
+    conv=ConvBNAct, # called with `ni`, `nf`, `ks`, `stride`, `padding`
+)->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
     "Fire modules and a convolutional classifier (1602.07360)"
     body,nf = chain(in_chans, layers, conv)
     return nn.Sequential(*body, nn.Sequential(nn.Dropout(drop), nn.Conv2d(nf, n_out, 1), GlobalAvgPool()))

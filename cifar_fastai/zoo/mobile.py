@@ -38,9 +38,14 @@ def init_grouped_(
         if m.bias is not None: nn.init.zeros_(m.bias)
     return model
 
-# %% ../../nbs/32_zoo.mobile.ipynb #24e1d8bf
-def mobilenet(n_out, in_chans, stages, stem=32):
-    "A stem and stages of depthwise separable convolutions: (width, pairs, stride of the first) each (1704.04861)"
+# %% ../../nbs/32_zoo.mobile.ipynb #c46d0899
+def mobilenet(
+    n_out:int, # number of classes
+    in_chans:int, # input channels
+    stages, # (width, pairs, stride of the first) of each stage
+    stem:int=32, # channels of the stem
+)->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
+    "A stem and stages of depthwise separable convolutions (1704.04861)"
     body = [nn.Sequential(*[separable(nf if j else ni, nf, 1 if j else stride) for j in range(depth)])
         for (ni,_,_),(nf,depth,stride) in pairwise(((stem,0,0), *stages))]
     return init_grouped_(nn.Sequential(ConvBNAct(in_chans, stem), *body, pool_head(stages[-1][0], n_out)))
@@ -84,8 +89,19 @@ def mobile_stages(
         ni = nf
     return res
 
-# %% ../../nbs/32_zoo.mobile.ipynb #9400382b
-def mobilenetv2(n_out, in_chans, stages, stem=32, nh=1280, drop=0., drop_path=0., act=nn.ReLU6, se=False, init=init_grouped_):
+# %% ../../nbs/32_zoo.mobile.ipynb #328f9dc8
+def mobilenetv2(
+    n_out:int, # number of classes
+    in_chans:int, # input channels
+    stages, # (expand, width, blocks, stride of the first, kernel size) of each stage
+    stem:int=32, # channels of the stem
+    nh:int=1280, # channels in front of the classifier
+    drop:float=0., # dropout in front of the classifier, 0 to 1
+    drop_path:float=0., # chance of dropping the last block, 0 to 1
+    act=nn.ReLU6, # called with nothing
+    se:bool=False, # squeeze and excitation in every block?
+    init=init_grouped_, # called with the network, returns it
+)->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
     "A stem, stages of inverted residuals, a wide 1x1 convolution (1801.04381; with `se` and SiLU 1905.11946)"
     body = mobile_stages(stem, stages, drop_path, act=act, se=se)
     return init(nn.Sequential(ConvBNAct(in_chans, stem, act=act), *body, ConvBNAct(stages[-1][1], nh, 1, act=act), pool_head(nh, n_out, drop)))
@@ -135,8 +151,12 @@ def xception_block(
     if pool: layers.append(nn.MaxPool2d(3, pool, 1))
     return Residual(nn.Sequential(*layers), proj_shortcut(widths[0], widths[-1], pool or 1))
 
-# %% ../../nbs/32_zoo.mobile.ipynb #f6321d30
-def xception(n_out, in_chans, middle=8):
+# %% ../../nbs/32_zoo.mobile.ipynb #e62be9ba
+def xception(
+    n_out:int, # number of classes
+    in_chans:int, # input channels
+    middle:int=8, # blocks of the middle flow
+)->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
     "Entry flow, `middle` blocks, exit flow (1610.02357)"
     stem = nn.Sequential(ConvBNAct(in_chans, 32), ConvBNAct(32, 64))
     entry = [xception_block((64,128,128), 2, act_first=False), xception_block((128,256,256), 2), xception_block((256,728,728), 1)]
@@ -176,8 +196,15 @@ class ShuffleUnit(nn.Module):
         l,r = x.chunk(2, 1) if self.split else (x, x)
         return self.shuffle(torch.cat([self.left(l), self.right(r)], 1))
 
-# %% ../../nbs/32_zoo.mobile.ipynb #27e0a083
-def shufflenetv2(n_out, in_chans, widths, depths=(4,8,4), stem=24, nh=1024):
+# %% ../../nbs/32_zoo.mobile.ipynb #563c566d
+def shufflenetv2(
+    n_out:int, # number of classes
+    in_chans:int, # input channels
+    widths, # output channels of each stage, even
+    depths=(4,8,4), # units in each stage
+    stem:int=24, # channels of the stem
+    nh:int=1024, # channels in front of the classifier
+)->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
     "A stem, three stages of shuffle units, a 1x1 convolution (1807.11164)"
     body = [nn.Sequential(*[ShuffleUnit(b if j else a, b, 1 if j else 2) for j in range(d)]) for (a,b),d in zip(pairwise((stem, *widths)), depths)]
     return nn.Sequential(ConvBNAct(in_chans, stem), *body, ConvBNAct(widths[-1], nh, 1), pool_head(nh, n_out))
