@@ -102,7 +102,7 @@ def _do_fit(self:Learner):
     "fastai's loop over epochs, from `first_epoch` on"
     for self.epoch in range(getattr(self, 'first_epoch', 0), self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
-# %% ../nbs/61_checkpoint.ipynb #a3056e51
+# %% ../nbs/61_checkpoint.ipynb #dfee8820
 class Checkpoint(Callback):
     "Saves everything after every epoch, and goes on from it"
     order = 90
@@ -117,6 +117,7 @@ class Checkpoint(Callback):
         sd = load_tree(self.path)
         load_learner_state(self.learn, sd)
         self.learn.first_epoch = sd['epoch']
+        if hasattr(self.learn, 'progress') and self.create_mbar: self.progress.mbar.update(0) # it has to be started at 0
 
     def after_epoch(self):
         if (self.epoch+1)%self.every==0 or self.epoch+1==self.n_epoch: save_tree(self.path, learner_state(self.learn))

@@ -57,12 +57,15 @@ def _origin(o):
     o = getattr(o, 'build', o)
     return getattr(o, '__module__', None),getattr(o, '__qualname__', None)
 
-# %% ../nbs/00_core.ipynb #c0795455
+# %% ../nbs/00_core.ipynb #458aa646
 class Registry(dict):
     "Things of one `kind` by name; a missing name raises `UserError` with the nearest ones"
     def __init__(self, kind): self.kind = kind
     def __missing__(self, name): raise unknown(self.kind, name, self)
-    def register(self, o, name=None):
+    def register(self,
+        o, # what to add
+        name=None, # under this name; default its own
+    ):
         "Add `o` under its own name, or `name`; a decorator"
         name = name or o.__name__
         if name in self:

@@ -104,7 +104,7 @@ def _network(arch, n_out):
     if isinstance(arch, nn.Module): return arch
     raise UserError(f'arch is a {type(arch).__name__}: it must be the name of a backbone or a module.')
 
-# %% ../nbs/60_learner.ipynb #6d8c587d
+# %% ../nbs/60_learner.ipynb #a18b9a47
 @delegates(Learner.__init__, but='model,loss_func,opt_func,splitter,default_cbs')
 def cifar_learner(
     arch, # name of a backbone (see `list_models`), or a module
@@ -130,6 +130,7 @@ def cifar_learner(
     split = dict() if wd_bn_bias else dict(splitter=wd_groups)
     learn = Learner(dls, model, ifnone(loss, CrossEntropy()), opt_func(opt) if isinstance(opt, str) else opt, lr=lr,
         wd=wd if wd_bn_bias else [wd, 0.], wd_bn_bias=wd_bn_bias, metrics=metrics, cbs=cbs, **split, **kwargs)
+    check_tricks(learn)
     return wait_free(learn)
 
 # %% ../nbs/60_learner.ipynb #7d46e0a0

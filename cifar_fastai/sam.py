@@ -63,7 +63,7 @@ class SecondPass(Trick):
             self.second = False
             del self.learn._do_grad_opt
 
-# %% ../nbs/51_sam.ipynb #b172deaa
+# %% ../nbs/51_sam.ipynb #42788c8b
 @tricks.register
 class SAM(SecondPass):
     "Sharpness-aware minimisation: the gradient is taken at the worst point within `rho` (2010.01412)"
@@ -77,7 +77,6 @@ class SAM(SecondPass):
         store_attr()
 
     def perturbation(self, params): return sam_step(params, self.rho)
-
     def _synchronise(self, on):
         if isinstance(self.model, DistributedDataParallel): self.model.require_backward_grad_sync = on
 
