@@ -20,7 +20,7 @@ from smalldocs.layout import KATEX
 from smalldocs.site import build
 
 # What the first digit of a notebook's number stands for, as the sidebar says it
-parts = ['Foundations', 'Data', 'Building blocks', 'Backbones', 'Training', 'Tricks', 'Learner', 'Experiments', 'Speed']
+parts = ['Foundations', 'Data', 'Building blocks', 'Backbones', 'Training', 'Tricks', 'Learner', 'Experiments', 'Speed', 'Commands']
 
 class keep_intro(Processor):
     "nbdev takes the first cell for a page's title and description: text below them gets a cell of its own"
