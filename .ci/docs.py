@@ -61,8 +61,9 @@ def stage(cfg, dest):
     return nbs
 
 def staged(text, cfg, up):
-    "A processed notebook's text with own links relative, without the page's name and the module that classes have while it is made"
-    text = re.sub(r'output-file: [\w./-]+\\n', '', text).replace('__main__.', '')
+    "A processed notebook's text with own links relative, and signatures without what only says how the page was made"
+    text = re.sub(r'output-file: [\w./-]+\\n', '', text).replace('__main__.', '').replace(':NoneType=None', '=None')
+    text = re.sub(r'<function (\w+) at 0x\w+>|<built-in function (\w+)>', r'\1\2', text)
     return re.sub(re.escape(cfg.doc_url) + r'(?=[\w./-]+\.html)', up, text)
 
 def sidebar(nbs):
