@@ -7,6 +7,7 @@ from .trick import *
 from .data import *
 from .augment import *
 from .layers import *
+from .init import *
 from .backbones import *
 from .losses import *
 from .optimizers import *
