@@ -4,6 +4,7 @@ from fastai.callback.training import *
 from .core import *
 from .recipe import *
 from .trick import *
+from .tree import *
 from .data import *
 from .augment import *
 from .layers import *
