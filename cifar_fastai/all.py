@@ -15,6 +15,7 @@ from .optimizers import *
 from .schedules import *
 from .mixers import *
 from .sam import *
+from .distill import *
 from .learner import *
 from .checkpoint import *
 from .run import *

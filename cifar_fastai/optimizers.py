@@ -27,7 +27,7 @@ def opt_func(
 optimizers.update(sgd=(torch.optim.SGD, dict(momentum=0.9)), nesterov=(torch.optim.SGD, dict(momentum=0.9, nesterov=True)))
 optimizers.update(adam=(torch.optim.Adam, {}), adamw=(torch.optim.AdamW, {}))
 
-# %% ../nbs/41_optimizers.ipynb #5be4c761
+# %% ../nbs/41_optimizers.ipynb #24148bcc
 class ForeachOptimizer(torch.optim.Optimizer):
     "An optimizer whose `update` works on lists of tensors: those with a gradient, their gradients, and each of `states`"
     states = ()
@@ -39,6 +39,15 @@ class ForeachOptimizer(torch.optim.Optimizer):
             ps = [p for p in g['params'] if p.grad is not None]
             if ps: self.update(g, ps, [p.grad for p in ps], *zip(*map(self._state, ps)))
         return loss
+
+    def update(self,
+        g:dict, # a parameter group
+        ps, # its tensors that have a gradient
+        grads, # their gradients
+        *states, # for each of `states`, one tensor a parameter
+    ):
+        "Move `ps` and `states` by a step"
+        raise NotImplementedError
 
     def _state(self, p):
         "The states of `p`, zeros at first; counts its steps"

@@ -2,9 +2,10 @@
 
 A `Hand` is one trick's share of such a loop, in plain PyTorch and without the library's functions. `hand_fit` is the loop: it
 shows where in a step each share belongs. Random numbers are drawn from streams seeded as a fit seeds them, in the stated order."""
-import random
+import math,random
 from contextlib import nullcontext
-import torch,torch.nn.functional as F
+import numpy as np,torch,torch.nn.functional as F
+import torchvision.transforms.v2 as tv
 from cifar_fastai.trick import Stream
 
 class Hand:
@@ -27,6 +28,165 @@ class MixUp(Hand):
         lam = rng.py.betavariate(self.t.alpha, self.t.alpha)
         return lam*x + (1-lam)*x[perm], lam*probs + (1-lam)*probs[perm]
 
+def sharpened(a, m):
+    p = sum(a[i:i+30,j:j+30] for i in range(3) for j in range(3)) + 4*a[1:-1,1:-1]
+    a = a.copy()
+    a[1:-1,1:-1] += (a[1:-1,1:-1] - np.round(p/np.float32(13)))*m
+    return a
+
+def greys(a): return np.floor(a[...,:1]*0.2989 + a[...,1:2]*0.587 + a[...,2:]*0.114)
+
+# blends, pixel by pixel: torchvision's round another way in the last place, and bytes are cut off, not rounded
+blends = dict(Color=lambda a,m: a*(1+m) - greys(a)*m, Contrast=lambda a,m: a*(1+m) - greys(a).mean()*m, Sharpness=sharpened)
+
+def operate(name, img, m):
+    "One operation on one image of bytes: torchvision's"
+    if name in blends:
+        a = blends[name](img.permute(1,2,0).numpy().astype(np.float32), np.float32(m))
+        return torch.from_numpy(a.clip(0, 255).astype(np.uint8)).permute(2,0,1)
+    return tv.AutoAugment()._apply_image_or_video_transform(img, name, m, interpolation=tv.InterpolationMode.NEAREST, fill={torch.Tensor:None})
+
+def policy(t, x, rng, draw, space):
+    "An image policy, image by image: `draw(rng, b)` gives names and magnitudes"
+    rng = np.random.default_rng(rng.py.getrandbits(64))
+    ops,ms = draw(rng, len(x))
+    minus,on = rng.random(ops.shape)<0.5,rng.random(len(x))<t.p
+    imgs = list((x*255).round().to(torch.uint8))
+    for r,i in np.ndindex(ops.shape):
+        k = ops[r,i]
+        if on[i] and k!='Identity': imgs[i] = operate(k, imgs[i], -ms[r,i] if space[k][1] and minus[r,i] else ms[r,i])
+    return torch.stack(imgs).to(x.dtype)/255
+
+def at(space, name, n, i):
+    "Step `i` of `n` on torchvision's scale of an operation"
+    scale = space[name][0](n, 32, 32)
+    return 0. if scale is None else float(scale[i])
+
+class AutoAugment(Hand):
+    place = 0.1
+    def batch(self, x, probs, rng):
+        t = tv.AutoAugment(tv.AutoAugmentPolicy.CIFAR10)
+        def draw(rng, b):
+            subs,u = rng.integers(25, size=b),rng.random((2,b))
+            rows = [[t._policies[s][r] for s in subs] for r in (0, 1)]
+            ops = [[k if v<p else 'Identity' for (k,p,_),v in zip(row, vs)] for row,vs in zip(rows, u)]
+            return np.array(ops),np.array([[at(t._AUGMENTATION_SPACE, k, 10, m or 0) for k,_,m in row] for row in rows])
+        return policy(self.t, x, rng, draw, t._AUGMENTATION_SPACE),probs
+
+def choices(space): return [k for k in 'Identity ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness Posterize Solarize AutoContrast Equalize'.split() if k in space]
+
+class RandAugment(Hand):
+    place = 0.1
+    def batch(self, x, probs, rng):
+        space = tv.RandAugment._AUGMENTATION_SPACE
+        def draw(rng, b):
+            ops = np.array(choices(space))[rng.integers(14, size=(self.t.n,b))]
+            return ops,np.array([[at(space, k, 31, self.t.m) for k in o] for o in ops])
+        return policy(self.t, x, rng, draw, space),probs
+
+class TrivialAugment(Hand):
+    place = 0.1
+    def batch(self, x, probs, rng):
+        space = tv.TrivialAugmentWide._AUGMENTATION_SPACE
+        def draw(rng, b):
+            ops = np.array(choices(space))[rng.integers(14, size=(1,b))]
+            return ops,np.array([[at(space, k, 31, i) for k,i in zip(ops[0], rng.integers(31, size=(1,b))[0])]])
+        return policy(self.t, x, rng, draw, space),probs
+
+class RandomCrop(Hand):
+    place = 0.2
+    def batch(self, x, probs, rng):
+        p = self.t.pad
+        tops,lefts = torch.randint(0, 2*p+1, (2,len(x)), generator=rng.gen('cpu')).tolist()
+        padded = F.pad(x, (p,)*4, mode='reflect' if self.t.mode=='reflect' else 'constant')
+        return torch.stack([o[:,i:i+32,j:j+32] for o,i,j in zip(padded, tops, lefts)]),probs
+
+def boxes(t, x, rng):
+    "Boxes by the rule, image by image, or None: ten tries each"
+    h,w = x.shape[2:]
+    u = torch.rand(4, 10, len(x), generator=rng.gen('cpu'))
+    for k in range(len(x)):
+        box = None
+        for size,aspect in u[:2,:,k].T:
+            size,aspect = (t.area[0] + (t.area[1]-t.area[0])*size)*h*w,torch.exp(math.log(t.aspect[0]) + math.log(t.aspect[1]/t.aspect[0])*aspect)
+            bh,bw = int(torch.round((size*aspect)**0.5)),int(torch.round((size/aspect)**0.5))
+            if bh<=h and bw<=w:
+                box = int(u[2,0,k]*(h-bh+1)),int(u[3,0,k]*(w-bw+1)),bh,bw
+                break
+        yield box
+
+class RandomResizedCrop(Hand):
+    place = 0.2
+    def batch(self, x, probs, rng):
+        bs = list(boxes(self.t, x, rng))
+        on = torch.rand(len(x), generator=rng.gen('cpu'))<self.t.p
+        def cut(o, b): return o if b is None else F.interpolate(o[None,:,b[0]:b[0]+b[2],b[1]:b[1]+b[3]], (32,32), mode='bilinear')[0]
+        return torch.stack([cut(o, b) if i else o for o,b,i in zip(x, bs, on)]),probs
+
+class Flip(Hand):
+    place = 0.3
+    def batch(self, x, probs, rng):
+        on = torch.rand(len(x), generator=rng.gen('cpu'))<self.t.p
+        return torch.stack([o.flip(2) if i else o for o,i in zip(x, on)]),probs
+
+class Cutout(Hand):
+    place = 2
+    def batch(self, x, probs, rng):
+        x,n = x.clone(),self.t.length
+        rows,cols = (torch.randint(0, 32, (len(x),), generator=rng.gen('cpu')).tolist() for _ in range(2))
+        for o,i,j in zip(x, rows, cols): o[:,max(i-n//2,0):i+n//2,max(j-n//2,0):j+n//2] = 0
+        return x,probs
+
+class RandomErasing(Hand):
+    place = 2
+    def batch(self, x, probs, rng):
+        x,bs = x.clone(),list(boxes(self.t, x, rng))
+        on = torch.rand(len(x), generator=rng.gen('cpu'))<self.t.p
+        for o,b,i in zip(x, bs, on):
+            if i and b: o[:,b[0]:b[0]+b[2],b[1]:b[1]+b[3]] = 0
+        return x,probs
+
+class CutMix(Hand):
+    place = 3
+    def batch(self, x, probs, rng):
+        if rng.py.random()>=self.t.p: return x,probs
+        lam,i,j = rng.py.betavariate(self.t.beta, self.t.beta),rng.py.randrange(32),rng.py.randrange(32)
+        perm,half = torch.randperm(len(x), generator=rng.gen(x.device)),int(32*(1-lam)**0.5)//2
+        mask = torch.zeros(32, 32, dtype=x.dtype)
+        mask[max(i-half,0):i+half,max(j-half,0):j+half] = 1
+        return torch.where(mask>0, x[perm], x),(1-mask.mean())*probs + mask.mean()*probs[perm]
+
+class RICAP(Hand):
+    place = 3
+    def batch(self, x, probs, rng):
+        w,h = (int(round(32*rng.py.betavariate(self.t.beta, self.t.beta))) for _ in range(2))
+        sizes = [(h, w), (h, 32-w), (32-h, w), (32-h, 32-w)]
+        at = [(rng.py.randint(0, 32-i), rng.py.randint(0, 32-j)) for i,j in sizes]
+        perms = [torch.randperm(len(x), generator=rng.gen(x.device)) for _ in sizes]
+        a,b,c,d = (x[perm,:,i:i+p,j:j+q] for perm,(p,q),(i,j) in zip(perms, sizes, at))
+        top,bottom = torch.cat([a, b], 3),torch.cat([c, d], 3)
+        return torch.cat([top, bottom], 2),sum(probs[perm]*(p*q/1024) for perm,(p,q) in zip(perms, sizes))
+
+def turn(t, i, x, probs, rng):
+    "Mixer `i` of several, from a stream seeded for this batch"
+    m = t.mixers[i]
+    return hands[type(m).__name__](m).batch(x, probs, Stream(f'{rng.py.getrandbits(64)} {i}'))
+
+class OneOf(Hand):
+    place = 3
+    def batch(self, x, probs, rng):
+        n,u,total = len(self.t.mixers),rng.py.random(),0
+        for i in range(n):
+            total += self.t.p[i] if isinstance(self.t.p, tuple) else self.t.p/n
+            if u<total: return turn(self.t, i, x, probs, rng)
+        return x,probs
+
+class Chain(Hand):
+    place = 3
+    def batch(self, x, probs, rng):
+        for i in range(len(self.t.mixers)): x,probs = turn(self.t, i, x, probs, rng)
+        return x,probs
+
 class LabelSmoothing(Hand):
     def smooth(self, probs): return probs*(1-self.t.eps) + self.t.eps/probs.shape[1]
 
@@ -41,6 +201,13 @@ class ASAM(Hand):
         t = {n:ps[n].detach().abs()+self.t.eta if 'weight' in n else torch.ones_like(g) for n,g in grads.items()}
         norm = torch.sqrt(sum(((t[n]*g)**2).sum() for n,g in grads.items()))
         return {n:self.t.rho*t[n]**2*g/norm for n,g in grads.items()}
+
+class KD(Hand):
+    def loss(self, loss, pred, probs, x):
+        T,a = self.t.T,self.t.alpha
+        with torch.no_grad(): z = self.t.teacher.net.eval()(x.double()).to(pred.dtype)
+        p,q = (torch.softmax(o/T, 1) for o in (z, pred))
+        return (1-a)*loss + a*T*T*(p*(p.log()-q.log())).sum(1).mean()
 
 hands = {c.__name__:c for c in Hand.__subclasses__()}
 
