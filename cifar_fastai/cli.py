@@ -82,7 +82,7 @@ def cifar_zoo(
     if not rows: find_model(name)
     print(_table(rows) if rows else model_summary(name))
 
-# %% ../nbs/90_cli.ipynb #2497dcf1
+# %% ../nbs/90_cli.ipynb #32004d07
 @command
 def cifar_bench(
     dataset:str='digits', # data set, or folder or archive of images
@@ -97,6 +97,6 @@ def cifar_bench(
     from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,save_bench
     from cifar_fastai.data import cifar_dls
     dls = cifar_dls(dataset, fraction=fraction, bs=bs)
-    figures = dict(epoch=epoch_cost(model, dls, all_tricks(), rounds), data=data_cost(dls, rounds))
+    figures = dict(epoch=epoch_cost(model, dls, all_tricks(), rounds), data_cost=data_cost(dls, rounds))
     save_bench(out, data or f'{dataset}, {len(dls.train_ds):,} images', **figures)
     for k,v in figures.items(): print(_table([{k:name, 'ratio':f"{r['ratio']:.3f}", 'seconds':f"{r['seconds']:.2f}"} for name,r in v.items()]), end='\n\n')

@@ -414,9 +414,12 @@ def set_split_idx(self:ImageTensors, i): # 0: training transforms are on
     try: yield self
     finally: self.split_idx = old
 
-# %% ../nbs/10_data.ipynb #499c2e7c
+# %% ../nbs/10_data.ipynb #e2decc95
 @patch
-def decode(self:ImageTensors, o, full=True):
+def decode(self:ImageTensors,
+    o, # image, or image and label or class probabilities
+    full=True, # as fastai calls it; no difference here
+):
     "Names instead of numbers"
     if len(o)==1: return o
     x,y = o
@@ -498,7 +501,7 @@ def _whole(name, v, lo):
     if not isinstance(v, Integral) or isinstance(v, bool) or v<lo: raise UserError(f'{name} is {v!r}: it must be a whole number, {lo} or more.')
     return int(v)
 
-# %% ../nbs/10_data.ipynb #760c8ba7
+# %% ../nbs/10_data.ipynb #0de94b92
 class TensorDL(TfmdDL):
     "Batches gathered from tensors that are already on the device"
     _n_inp,_types = 1,{tuple: [TensorImage,TensorCategory]} # chkstyle: ignore
@@ -513,14 +516,11 @@ class TensorDL(TfmdDL):
         kwargs['num_workers'] = 0
         self.stream = stream or Stream()
         super().__init__(dataset, bs=_whole('bs', bs, 1), shuffle=shuffle, device=device or dataset.x.device, **kwargs)
-
     def permutation(self)->Tensor:
         "The order of an epoch, on the device"
         device = self.dataset.x.device
         return torch.randperm(self.n, generator=self.stream.gen(device), device=device) if self.shuffle else torch.arange(self.n, device=device)
-
     def get_idxs(self): return self.permutation().tolist()
-
     def create_batches(self, idxs):
         "Gather batch after batch; `idxs`: a tensor, or numbers"
         x,y = self.dataset.x.permute(0,2,3,1),self.dataset.y
@@ -529,20 +529,17 @@ class TensorDL(TfmdDL):
             if self.drop_last and len(o)<self.bs: break
             xb = x.index_select(0, o).permute(0,3,1,2)
             yield (xb,) if y is None else (xb, y.index_select(0, o))
-
     def __iter__(self):
         self.before_iter()
         # fastai replaces `get_idxs` where it wants an order of its own
         for b in self.create_batches(self.permutation() if isinstance(self.get_idxs, MethodType) else self.get_idxs()): yield self.after_batch(b)
         self.after_iter()
-
     @property
     def device(self): return self._device
     @device.setter
     def device(self, d):
         TfmdDL.device.fset(self, d)
         self.dataset.to(self._device)
-
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **merge(dict(stream=self.stream), kwargs))
 
 # %% ../nbs/10_data.ipynb #c8597f12

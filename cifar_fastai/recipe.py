@@ -7,10 +7,11 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/recipe.html.md"""
 # %% auto #0
 __all__ = ['Switch', 'true_or_false', 'epoch_list', 'Recipe']
 
-# %% ../nbs/07_recipe.ipynb #c5fe1478
+# %% ../nbs/07_recipe.ipynb #32cd33d9
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from fastcore.basics import patch
 from typing import Annotated
 from .core import *
 
@@ -28,7 +29,7 @@ def epoch_list(s:str)->list:
     try: return [int(o) for o in s.split(',') if o.strip()]
     except ValueError: raise UserError(f'milestones is {s!r}: write the epochs with commas between them, as 60,120,160.') from None
 
-# %% ../nbs/07_recipe.ipynb #37b0eefe
+# %% ../nbs/07_recipe.ipynb #7d4921b0
 @dataclass
 class Recipe:
     "What decides a run"
@@ -58,12 +59,6 @@ class Recipe:
     seed:int=666 # of all random numbers
 
     @property
-    def name(self):
-        "A name for the run, made of model, data, policy and tricks"
-        on = dict(mixup=self.mixup, sam=self.use_sam, asam=self.use_asam, smooth=self.crit=='lsr', half=self.half)
-        return '_'.join([self.model, Path(self.dataset).name, self.sched] + [k for k,v in on.items() if v])
-
-    @property
     def use_sam(self): return self.sam or self.optims=='sam'
     @property
     def use_asam(self): return self.asam or self.optims=='asam'
@@ -72,3 +67,10 @@ class Recipe:
         "The optimizer below the tricks"
         if self.optims in ('sgd', 'sam', 'asam'): return 'nesterov' if self.nesterov else 'sgd'
         return self.optims
+
+# %% ../nbs/07_recipe.ipynb #b2208525
+@patch(as_prop=True)
+def name(self:Recipe):
+    "A name for the run, made of model, data, policy and tricks"
+    on = dict(mixup=self.mixup, sam=self.use_sam, asam=self.use_asam, smooth=self.crit=='lsr', half=self.half)
+    return '_'.join([self.model, Path(self.dataset).name, self.sched] + [k for k,v in on.items() if v])

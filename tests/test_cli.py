@@ -3,7 +3,7 @@ import csv,json,os,signal,subprocess,sys,time
 from pathlib import Path
 import pytest
 from safetensors import safe_open
-from cifar_fastai.cli import cifar_train,cifar_zoo
+from cifar_fastai.cli import cifar_bench,cifar_train,cifar_zoo
 
 small = '--dataset digits --model resnet20 --half True --bs 64 --sched onecycle --lr 0.05 --mixup True'.split()
 
@@ -46,6 +46,12 @@ def test_zoo(capsys):
     cifar_zoo(argv=['resnet2*'])
     assert 'pytorchcv resnet20_cifar10' in capsys.readouterr().out
     assert "did you mean 'resnet20'" in refused(capsys, cifar_zoo, ['resnet21'])
+
+def test_bench(capsys):
+    '`cifar-bench` writes ratios with what they were taken with'
+    cifar_bench(argv='--fraction 0.02 --bs 16 --rounds 1 --model toynet_s1_k3'.split())
+    got = json.loads(Path('bench.json').read_text())
+    assert got['data']=='digits, 30 images' and got['epoch']['bare']['ratio']==1 and got['epoch']['SAM']['ratio']>0 and 'TensorDL' in got['data_cost']
 
 def test_run(capsys):
     'A run leaves what it says, is not run twice, and its folder is refused to another'
