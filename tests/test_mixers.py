@@ -1,0 +1,203 @@
+'Mixers against torchvision and timm on the same draws, and several of them as one'
+import pickle,pytest,torch
+import numpy as np,torchvision.transforms.v2 as tv
+from scipy import stats
+from timm.data import mixup as timm_mixup
+import test_contract as contract
+from test_contract import fit,our_learner,plain_learner,refused
+from cifar_fastai import mixers
+from cifar_fastai.core import UserError
+from cifar_fastai.losses import LabelSmoothing,as_probs
+from cifar_fastai.mixers import RICAP,Chain,CutMix,Mixer,MixUp,OneOf,cut_box,cutmix,mixup,ricap
+from cifar_fastai.sam import SAM
+
+b,n_out = 6,10
+
+@pytest.fixture
+def batch():
+    g = torch.Generator().manual_seed(0)
+    x,y = torch.rand(b, 3, 32, 24, dtype=torch.float64, generator=g),torch.randint(0, n_out, (b,), generator=g)
+    return x,y,as_probs(y, n_out, x.dtype)
+
+before = torch.arange(b).roll(1) # torchvision pairs an image with the one before it
+opposite = torch.arange(b).flip(0) # timm with the one at the other end
+
+@pytest.mark.parametrize('seed', range(8))
+def test_mixup_torchvision(batch, seed):
+    x,y,probs = batch
+    t = tv.MixUp(alpha=0.7, num_classes=n_out)
+    torch.manual_seed(seed)
+    lam = t.make_params([x])['lam']
+    torch.manual_seed(seed)
+    tx,ty = t(x, y)
+    mx,my = mixup(x, probs, before, lam)
+    assert torch.allclose(mx, tx, atol=1e-12) and torch.allclose(my.float(), ty, atol=1e-6)
+
+@pytest.mark.parametrize('seed', range(20))
+def test_cutmix_torchvision(batch, seed):
+    'The same box from the same numbers, and the same batch from the same box'
+    x,y,probs = batch
+    t = tv.CutMix(num_classes=n_out)
+    torch.manual_seed(seed)
+    box = t.make_params([x])['box']
+    torch.manual_seed(seed)
+    lam,j,i = float(t._dist.sample(())),int(torch.randint(24, (1,))),int(torch.randint(32, (1,)))
+    l,top,r,bottom = box
+    assert cut_box(lam, i, j, 32, 24)==(top, bottom, l, r)
+    torch.manual_seed(seed)
+    tx,ty = t(x, y)
+    cx,cy = cutmix(x, probs, before, (top, bottom, l, r))
+    assert torch.equal(cx, tx) and torch.allclose(cy.float(), ty, atol=1e-6)
+
+@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
+def test_timm(batch, kind, seed):
+    x,y,probs = batch
+    t = timm_mixup.Mixup(mixup_alpha=1. if kind=='mixup' else 0., cutmix_alpha=1. if kind=='cutmix' else 0., label_smoothing=0, num_classes=n_out)
+    np.random.seed(seed)
+    lam,is_cutmix = t._params_per_batch()
+    assert is_cutmix==(kind=='cutmix')
+    box,_ = timm_mixup.cutmix_bbox_and_lam(x.shape, lam) if is_cutmix else (None, None)
+    np.random.seed(seed)
+    tx = x.clone()
+    lam = t._mix_batch(tx)
+    ty = timm_mixup.mixup_target(y, n_out, lam)
+    mx,my = cutmix(x, probs, opposite, box) if is_cutmix else mixup(x, probs, opposite, lam)
+    assert torch.allclose(mx, tx, atol=1e-12) and torch.allclose(my.float(), ty, atol=1e-6)
+
+def test_new_tensors(batch):
+    'Nothing is written into what was given'
+    x,_,probs = batch
+    kept = x.clone(),probs.clone()
+    for m in (MixUp(), CutMix(p=1.), RICAP(), OneOf(MixUp(), RICAP()), Chain(CutMix(p=1.), MixUp())):
+        mx,my = m.mix(x, probs)
+        assert not torch.equal(mx, x)
+        assert torch.equal(x, kept[0]) and torch.equal(probs, kept[1])
+        assert torch.allclose(my.sum(1), torch.ones(b, dtype=my.dtype)) and (my>=0).all()
+
+def test_areas():
+    'The target of an image is how much of it there is, for every box and every point where four images meet'
+    x = torch.arange(4.)[:,None,None,None].expand(4, 1, 10, 8).contiguous()
+    probs,perm = torch.eye(4),torch.tensor([1, 2, 3, 0])
+    def parts(x): return torch.stack([(x==k).float().mean((1,2,3)) for k in range(4)], 1)
+    for box in [(0,10,0,8), (3,3,2,5), (2,9,0,1)]:
+        cx,cy = cutmix(x, probs, perm, box)
+        assert torch.allclose(cy, parts(cx), atol=1e-6)
+    perms = [torch.tensor(p) for p in ([0,1,2,3], [1,2,3,0], [2,3,0,1], [3,0,1,2])]
+    for h,w in [(0,0), (10,8), (0,5), (4,3)]:
+        rx,ry = ricap(x, probs, perms, h, w, [(0,0)]*4)
+        assert torch.allclose(ry, parts(rx), atol=1e-6)
+
+def test_draws_of_ricap(monkeypatch):
+    'Sizes follow Beta(0.3, 0.3), crops are anywhere inside, and the four permutations differ'
+    drawn = []
+    monkeypatch.setattr(mixers, 'ricap', lambda x,probs,perms,h,w,corners: drawn.append((perms, h, w, corners)) or (x, probs))
+    x,t = torch.zeros(8, 1, 200, 100),RICAP(0.3)
+    for _ in range(3000): t.mix(x, None)
+    for k,n in ((1, 200), (2, 100)):
+        edges = np.array([-1, 0, n//10, n//4, n//2, n-10, n-1, n])
+        want = np.diff(stats.beta(0.3, 0.3).cdf(((edges+0.5)/n).clip(0, 1)))
+        assert stats.chisquare(np.histogram([d[k] for d in drawn], edges+0.5)[0], 3000*want).pvalue > 1e-4
+    for perms,h,w,corners in drawn[:100]:
+        assert all(p.sort()[0].equal(torch.arange(8)) for p in perms) and len({tuple(p.tolist()) for p in perms})>2
+        for (i,j),ph,pw in zip(corners, (h,h,200-h,200-h), (w,100-w,w,100-w)): assert 0<=i<=200-ph and 0<=j<=100-pw
+    i = [d[3][0][0]/(200-d[1]) for d in drawn if d[1]<190]
+    assert abs(np.mean(i)-0.5) < 0.03
+
+def test_draws_of_cutmix(monkeypatch):
+    'A batch is mixed with probability p; the part that is kept is uniform, the centre anywhere'
+    drawn = []
+    monkeypatch.setattr(mixers, 'cut_box', lambda lam,i,j,h,w: drawn.append((lam, i, j)) or (0, 0, 0, 0))
+    x,t = torch.zeros(2, 1, 32, 24),CutMix(1., 0.3)
+    for _ in range(3000): t.mix(x, torch.eye(2))
+    assert stats.binomtest(len(drawn), 3000, 0.3).pvalue > 1e-4
+    lam,i,j = zip(*drawn)
+    assert stats.kstest(lam, 'uniform').pvalue > 1e-4
+    for v,n in ((i, 32), (j, 24)): assert stats.chisquare(np.bincount(v, minlength=n)).pvalue > 1e-4
+
+def test_p_of_one_of():
+    x,probs = torch.rand(4, 1, 8, 8),torch.eye(4)
+    class Mark(Mixer):
+        def __init__(self, k): self.k = k
+        def mix(self, x, probs): return x+self.k,probs
+    def share(t, n=3000):
+        t.stream.reseed(5)
+        got = [round((t.mix(x, probs)[0]-x).mean().item()) for _ in range(n)]
+        return [got.count(k) for k in (0,1,2)]
+    for p,want in ((1., [0,.5,.5]), (0.4, [.6,.2,.2]), ((0.1,0.7), [.2,.1,.7])):
+        got = share(OneOf(Mark(1), Mark(2), p=p))
+        keep = [i for i in range(3) if want[i]]
+        assert sum(got[i] for i in keep)==3000
+        assert stats.chisquare([got[i] for i in keep], [3000*want[i] for i in keep]).pvalue > 1e-4
+
+def test_independent_streams():
+    'What one mixer of a chain draws does not move the numbers of the next'
+    class Greedy(Mixer):
+        def __init__(self, n): self.n = n
+        def mix(self, x, probs): return x+0*sum(self.stream.py.random() for _ in range(self.n)),probs
+    x,probs = torch.rand(4, 1, 8, 8),torch.eye(4)
+    outs = []
+    for n in (1, 50):
+        t = Chain(Greedy(n), MixUp())
+        t.stream.reseed(0)
+        outs.append([t.mix(x, probs)[0] for _ in range(3)])
+    assert all(torch.equal(a, b) for a,b in zip(*outs))
+
+several = dict(OneOf=lambda: OneOf(MixUp(), CutMix(p=1.), RICAP()), Chain=lambda: Chain(CutMix(p=1.), OneOf(MixUp(0.5), RICAP(), p=(0.7,0.2))))
+
+def test_refused_in_words_that_can_be_typed():
+    for cbs in ([MixUp(), CutMix()], [RICAP(0.5), several['Chain']()], [MixUp(), MixUp(0.2)]):
+        msg = refused(cbs)
+        for kind in ('OneOf', 'Chain'):
+            typed = f'{kind}(' + ', '.join(map(repr, cbs)) + ')'
+            assert typed in msg
+            assert repr(eval(typed))==typed
+        assert refused([eval(typed)]) is None
+
+@pytest.mark.parametrize('name', several)
+def test_pickle(name):
+    t = several[name]()
+    t.stream.reseed(1)
+    again = pickle.loads(pickle.dumps(t))
+    assert repr(again)==repr(t)
+    x,probs = torch.rand(4, 1, 8, 8),torch.eye(4)
+    assert torch.equal(t.mix(x, probs)[0], again.mix(x, probs)[0])
+
+bad = [(lambda: MixUp(-1), 'alpha is -1'), (lambda: CutMix(p=-0.1), 'p is -0.1'), (lambda: CutMix(-1), 'beta is -1'), (lambda: RICAP('a'), "beta is 'a'"),
+    (lambda: OneOf(), 'OneOf was given nothing'), (lambda: Chain(MixUp), 'Chain was given'), (lambda: OneOf(MixUp(), p=2), 'p is 2'), (lambda: OneOf(MixUp(), p=(1,1)), 'p is (1, 1)')]
+@pytest.mark.parametrize('f,msg', bad)
+def test_bad_input(f, msg):
+    with pytest.raises(UserError) as e: f()
+    assert str(e.value).startswith(msg) and str(e.value).count('. ')==0
+
+# several mixers as one trick, through the contract
+
+@pytest.fixture
+def contracted(monkeypatch):
+    def make(name): return several[name]() if name in several else dict(SAM=SAM(0.3), LabelSmoothing=LabelSmoothing(0.1))[name]
+    monkeypatch.setattr(contract, 'make', make)
+
+lifecycle = 'does_something lr_find validation_is_plain accumulates bf16 on_meta picture'.split()
+@pytest.mark.parametrize('what', lifecycle)
+@pytest.mark.parametrize('name', several)
+def test_contract(name, what, contracted): getattr(contract, f'test_{what}')(name)
+
+@pytest.mark.parametrize('name', several)
+def test_contract_saved(name, contracted, tmp_path):
+    contract.test_resume(name, tmp_path)
+    contract.test_lives_with_fastai(name, tmp_path)
+
+@pytest.mark.parametrize('name', several)
+def test_contract_left(name, contracted):
+    for learner in (our_learner, plain_learner): contract.test_nothing_left(name, learner)
+    contract.test_interrupt(name, 'after_loss')
+
+@pytest.mark.parametrize('name', several)
+def test_contract_by_hand(name, contracted):
+    contract.test_by_hand((name,))
+    contract.test_by_hand((name,'SAM','LabelSmoothing'))
+    contract.test_order_of_the_list((name,'SAM','LabelSmoothing'))
+
+@pytest.mark.parametrize('off', [OneOf(MixUp(), CutMix(), p=0.), OneOf(MixUp(0.), CutMix(p=0.)), Chain(RICAP(0.), MixUp(0.))])
+@pytest.mark.parametrize('learner', [our_learner, plain_learner])
+def test_neutral(off, learner): contract.assert_same(contract.state(fit(learner([off]))), contract.state(fit(learner([]))))
