@@ -23,7 +23,7 @@ from cifar_fastai.data import cifar_dls
 from cifar_fastai.layers import ConvBNAct,Residual
 from cifar_fastai.learner import DeviceSmoothLoss,cifar_learner
 from cifar_fastai.sam import SAM
-from cifar_fastai.all import tricks # every trick is registered
+from cifar_fastai.all import check_tricks,tricks # every trick is registered
 from hand import hand_fit
 
 def teacher():
@@ -33,7 +33,8 @@ def teacher():
         return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(48, 10)).double()
 
 # what a trick needs in these tests beside its defaults
-arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.))
+arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.), EMA=dict(decay=0.9),
+    SWA=dict(start=0.), Lookahead=dict(k=2))
 names = sorted(tricks)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
 pairs = list(combinations(names, 2))
@@ -98,7 +99,7 @@ def assert_same(a, b):
 
 def refused(cbs):
     'The message with which `cbs` are refused together, or None'
-    try: fit(plain_learner(cbs), 1)
+    try: check_tricks(plain_learner(cbs))
     except UserError as e: return str(e)
 
 # 1 neutral
@@ -180,18 +181,17 @@ def test_lr_find(name):
 @pytest.mark.parametrize('name', names)
 def test_interrupt(name, when):
     'Broken off at any event, by Ctrl-C or an exception, nothing is left behind, and a refit is that of a new Learner with these weights'
-    for learner in (our_learner, plain_learner):
-        for exc in (KeyboardInterrupt, ZeroDivisionError('x')):
-            learn = learner([make(name)])
-            fit(learn, 1)
-            before = left_behind(learn)
-            with pytest.raises((KeyboardInterrupt, ZeroDivisionError)): fit(learn, 1, cbs=Break(when, exc))
-            assert left_behind(learn)==before
-            assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
-            twin = learner([make(name)])
-            twin.model.load_state_dict(learn.model.state_dict())
-            for l in (learn, twin): fit(l, 1, reset_opt=True)
-            assert_same(state(learn), state(twin))
+    for learner,exc in ((our_learner, KeyboardInterrupt), (plain_learner, ZeroDivisionError('x'))):
+        learn = learner([make(name)])
+        fit(learn, 1)
+        before = left_behind(learn)
+        with pytest.raises((KeyboardInterrupt, ZeroDivisionError)): fit(learn, 1, cbs=Break(when, exc))
+        assert left_behind(learn)==before
+        assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+        twin = learner([make(name)])
+        twin.model.load_state_dict(learn.model.state_dict())
+        for l in (learn, twin): fit(l, 1, reset_opt=True)
+        assert_same(state(learn), state(twin))
 
 # 5 nothing left behind
 @pytest.mark.parametrize('name', names)
@@ -208,13 +208,13 @@ def test_nothing_left(name, learner):
 
 @pytest.mark.parametrize('name', names)
 def test_validation_is_plain(name):
-    'Validation figures are those of the plain model: cross entropy and accuracy, computed here by hand'
+    'Validation figures are those of the model that the Learner has after the fit: cross entropy and accuracy, computed here by hand'
     learn = our_learner([make(name)])
     fit(learn, 1)
     loss,acc = learn.recorder.values[-1][1:3]
     preds,targs = [],[]
     learn.model.eval()
-    with torch.no_grad(), eval_weights(learn):
+    with torch.no_grad():
         for x,y in learn.dls.valid:
             preds.append(learn.model(x))
             targs.append(y)
@@ -222,11 +222,6 @@ def test_validation_is_plain(name):
     assert loss == pytest.approx(nn.functional.cross_entropy(p, t).item(), rel=1e-5)
     assert acc == pytest.approx((p.argmax(1)==t).float().mean().item(), rel=1e-5)
     assert fit(our_learner([make(name)]), 1).validate()[0] == pytest.approx(loss, rel=1e-6)
-
-@contextmanager
-def eval_weights(learn):
-    'The weights that validation is stated to use'
-    yield
 
 @pytest.mark.parametrize('name', names)
 def test_lives_with_fastai(name, tmp_path):
