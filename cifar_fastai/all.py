@@ -16,6 +16,7 @@ from .schedules import *
 from .mixers import *
 from .sam import *
 from .distill import *
+from .average import *
 from .learner import *
 from .checkpoint import *
 from .run import *

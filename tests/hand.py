@@ -10,7 +10,7 @@ from cifar_fastai.trick import Stream
 
 class Hand:
     'What a trick does in a loop written by hand; the default does nothing'
-    place = 0 # of `batch` among the tricks
+    place = 0 # of `batch` and `after_step` among the tricks
     def __init__(self, trick): self.t = trick
     def start(self, model): pass
     def batch(self, x, probs, rng): return x,probs
@@ -20,6 +20,8 @@ class Hand:
     def clip(self, grads): return grads
     def after_step(self, model): pass
     def before_forward(self, model, rng): pass
+    def after_epoch(self, model, batches): pass
+    def end(self, model): pass
 
 class MixUp(Hand):
     place = 3
@@ -209,6 +211,42 @@ class KD(Hand):
         p,q = (torch.softmax(o/T, 1) for o in (z, pred))
         return (1-a)*loss + a*T*T*(p*(p.log()-q.log())).sum(1).mean()
 
+class EMA(Hand):
+    place = 9
+    def start(self, model): self.avg,self.n = {k:v.clone() for k,v in model.state_dict().items()},0
+    def after_step(self, model):
+        d = min(self.t.decay, (1+self.n)/(10+self.n))
+        self.n += 1
+        for k,v in model.state_dict().items(): self.avg[k] = d*self.avg[k] + (1-d)*v if v.is_floating_point() else v.clone()
+    def end(self, model): model.load_state_dict(self.avg)
+
+class SWA(Hand):
+    "The mean of the ends of all epochs; afterwards the statistics of BatchNorm are means over the batches"
+    def start(self, model): self.ends = []
+    def after_epoch(self, model, batches):
+        self.ends.append({n:p.detach().clone() for n,p in model.named_parameters()})
+        self.batches = batches
+    def end(self, model):
+        with torch.no_grad(): [p.copy_(sum(e[n] for e in self.ends)/len(self.ends)) for n,p in model.named_parameters()]
+        inputs = {m:[] for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+        hooks = [m.register_forward_pre_hook(lambda m, x: inputs[m].append(x[0])) for m in inputs]
+        with torch.no_grad(), torch.random.fork_rng(): [model(x) for x,_ in self.batches]
+        for h in hooks: h.remove()
+        for m,xs in inputs.items():
+            m.running_mean.copy_(torch.stack([x.mean((0,2,3)) for x in xs]).mean(0))
+            m.running_var.copy_(torch.stack([x.var((0,2,3)) for x in xs]).mean(0))
+            m.num_batches_tracked.fill_(len(xs))
+
+class Lookahead(Hand):
+    place = 8
+    def start(self, model): self.slow,self.n = {n:p.detach().clone() for n,p in model.named_parameters()},0
+    def after_step(self, model):
+        self.n += 1
+        if self.n%self.t.k: return
+        for n,p in model.named_parameters():
+            self.slow[n] = self.slow[n] + self.t.alpha*(p.detach()-self.slow[n])
+            p.data.copy_(self.slow[n])
+
 hands = {c.__name__:c for c in Hand.__subclasses__()}
 
 def gradients(model, x, probs, hs, autocast):
@@ -229,7 +267,7 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
     velocity = {}
     for h in hs: h.start(model)
     model.train()
-    for x,y in [b for _ in range(epochs) for b in batches]:
+    for i,(x,y) in enumerate(batches*epochs, 1):
         probs = F.one_hot(y, n_out).to(x.dtype)
         for h in sorted(hs, key=lambda h: h.place): x,probs = h.batch(x, probs, rngs[h])
         sharp = [h for h in hs if type(h).perturb is not Hand.perturb]
@@ -255,5 +293,7 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
                 g = grads[n] + wd*p
                 velocity[n] = g.clone() if n not in velocity else momentum*velocity[n] + g
                 p.sub_(lr*velocity[n])
-        for h in hs: h.after_step(model)
+        for h in sorted(hs, key=lambda h: h.place): h.after_step(model)
+        if i%len(batches)==0: [h.after_epoch(model, batches) for h in hs]
+    for h in hs: h.end(model)
     return velocity
