@@ -17,6 +17,7 @@ from .mixers import *
 from .sam import *
 from .distill import *
 from .average import *
+from .shake import *
 from .learner import *
 from .checkpoint import *
 from .run import *

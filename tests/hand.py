@@ -247,6 +247,30 @@ class Lookahead(Hand):
             self.slow[n] = self.slow[n] + self.t.alpha*(p.detach()-self.slow[n])
             p.data.copy_(self.slow[n])
 
+class ShakeDrop(Hand):
+    "Branches are multiplied by factors drawn once a batch, over their expectation"
+    def start(self, model):
+        self.on,blocks = False,[m for m in model.modules() if hasattr(m, 'branch')]
+        self.hooks = [m.branch.register_forward_hook(lambda m, x, y, k=k, p=self.t.p*(k+1)/len(blocks): self.shake(y, k, p)) for k,m in enumerate(blocks)]
+    def before_forward(self, model, rng): self.on,self.rng,self.drawn = True,rng,{}
+    def factors(self, y, p):
+        def draw(): return torch.empty(len(y), *[1]*(y.ndim-1), dtype=y.dtype)
+        gen = self.rng.gen('cpu')
+        kept = 1-draw().bernoulli_(p, generator=gen)
+        a,b = (draw().uniform_(*o, generator=gen) for o in (self.t.alpha, self.t.beta))
+        mean = 1-p + p*sum(self.t.alpha)/2
+        return (kept+a-kept*a)/mean,(kept+b-kept*b)/mean
+    def shake(self, y, k, p):
+        if not self.on: return y
+        if k not in self.drawn: self.drawn[k] = self.factors(y, p)
+        a,b = self.drawn[k]
+        return b*y + ((a-b)*y).detach()
+    def after_step(self, model): self.on = False
+    def end(self, model): [h.remove() for h in self.hooks]
+
+class StochasticDepth(ShakeDrop, Hand):
+    def factors(self, y, p): return (torch.empty(len(y), *[1]*(y.ndim-1), dtype=y.dtype).bernoulli_(1-p, generator=self.rng.gen('cpu'))/(1-p),)*2
+
 hands = {c.__name__:c for c in Hand.__subclasses__()}
 
 def gradients(model, x, probs, hs, autocast):
