@@ -116,7 +116,7 @@ def equalize(
     lut = torch.where(step>0, lut, torch.arange(256, device=x.device)).byte()
     return lut.gather(2, flat).view(x.shape)
 
-# %% ../nbs/11_augment.ipynb #f3dc86e6
+# %% ../nbs/11_augment.ipynb #830e1640
 def warp(
     x:Tensor, # images (b, c, h, w)
     m:Tensor, # where a pixel comes from: (x y 1) times the rows of 2x3 matrices (b, 6), pixels from the centre
@@ -126,13 +126,12 @@ def warp(
     b,c,h,w = x.shape
     i,j = (torch.arange(n, device=x.device)-(n-1)/2 for n in (h, w))
     i,m = i[:,None],m.view(b, 6, 1, 1)
-    u = (m[:,0]*j + m[:,1]*i + m[:,2] + (w-1)/2).round_()
-    v = (m[:,3]*j + m[:,4]*i + m[:,5] + (h-1)/2).round_()
-    inside = (u>=0) & (u<w) & (v>=0) & (v<h)
-    idxs = torch.where(inside, v*w+u, h*w).long().view(b, 1, -1)
-    return F.pad(x.flatten(2), (0,1), value=fill).gather(2, idxs.expand(-1, c, -1)).view(x.shape)
+    u = (m[:,0]*j + m[:,1]*i).add_(m[:,2]).add_((w-1)/2).round_().clamp_(-1, w)
+    v = (m[:,3]*j + m[:,4]*i).add_(m[:,5]).add_((h-1)/2).round_().clamp_(-1, h)
+    idxs = ((v+1)*(w+2) + (u+1)).long().view(b, 1, -1)
+    return F.pad(x, (1,)*4, value=fill).flatten(2).gather(2, idxs.expand(-1, c, -1)).view(x.shape)
 
-# %% ../nbs/11_augment.ipynb #6d40a0a1
+# %% ../nbs/11_augment.ipynb #90c02ce2
 _moves = dict(ShearX=lambda m,h,w: (1, m, m*h/2, 0, 1, 0), ShearY=lambda m,h,w: (1, 0, 0, m, 1, m*w/2),
     TranslateX=lambda m,h,w: (1, 0, -m, 0, 1, 0), TranslateY=lambda m,h,w: (1, 0, 0, 0, 1, -m),
     Rotate=lambda m,h,w: (np.cos(np.deg2rad(m)), -np.sin(np.deg2rad(m)), 0, np.sin(np.deg2rad(m)), np.cos(np.deg2rad(m)), 0))
@@ -141,8 +140,9 @@ _pixelwise = dict(Brightness=adjust_brightness, Color=adjust_color, Contrast=adj
     Posterize=posterize, Solarize=solarize, AutoContrast=autocontrast, Equalize=equalize, Invert=invert)
 
 operations = ['Identity', *_moves, *_pixelwise]
+_number = {k:i for i,k in enumerate(operations)}
 
-# %% ../nbs/11_augment.ipynb #dd197029
+# %% ../nbs/11_augment.ipynb #53206634
 def _to_device(a, device):
     "A numpy array as a tensor on `device`, without waiting"
     t = torch.from_numpy(a)
@@ -153,27 +153,26 @@ def _parameters(ops, m, h, w):
     res = np.zeros((len(ops), 6))
     res[:,0] = m
     for k,f in _moves.items():
-        if len(idxs := np.flatnonzero(ops==k)): res[idxs] = np.stack(np.broadcast_arrays(*f(m[idxs], h, w)), 1)
+        idxs = np.flatnonzero(ops==_number[k])
+        for i,v in enumerate(f(m[idxs], h, w)): res[idxs,i] = v
     return res
 
-# %% ../nbs/11_augment.ipynb #c5e0d5ca
+# %% ../nbs/11_augment.ipynb #1e84de82
 def apply_operations(
     x:Tensor, # images (b, c, h, w), uint8
-    ops, # names of `operations`, one an image: array (b,)
-    m, # their magnitudes: array (b,)
+    ops, # names of `operations`, or their numbers, one an image (b,)
+    m, # their magnitudes (b,)
     fill:int=0, # what comes from outside, 0 to 255
 )->Tensor: # uint8, new images
     "Another operation for each image"
-    ops,m = np.asarray(ops),np.asarray(m, dtype=float)
-    kinds = np.where(np.isin(ops, list(_moves)), 'warp', ops)
-    groups = {k:o for k in ('Identity', 'warp', *_pixelwise) if len(o := np.flatnonzero(kinds==k))}
-    order = np.concatenate(list(groups.values()))
+    ops,m = np.array([_number.get(o, o) for o in ops]),np.asarray(m)
+    kinds = np.where(ops<=len(_moves), ops>0, ops) # 1 for all that `warp` does
+    order,sizes = np.argsort(kinds, kind='stable'),np.bincount(kinds)
     sent = np.column_stack([order, np.argsort(order), _parameters(ops, m, *x.shape[2:])[order]]).astype(np.float32)
     sent = _to_device(sent, x.device)
     order,back,params = sent[:,0].long(),sent[:,1].long(),sent[:,2:]
-    sizes = [len(o) for o in groups.values()]
-    parts = zip(groups, x.contiguous().index_select(0, order).split(sizes), params.split(sizes))
-    res = [o if k=='Identity' else warp(o, p, fill) if k=='warp' else _pixelwise[k](o, p[:,0]) for k,o,p in parts]
+    parts = zip(operations, x.contiguous().index_select(0, order).split(sizes.tolist()), params.split(sizes.tolist()))
+    res = [_pixelwise[k](o, p[:,0]) if k in _pixelwise else warp(o, p, fill) if k in _moves else o for k,o,p in parts if len(o)]
     return torch.cat(res).index_select(0, back)
 
 # %% ../nbs/11_augment.ipynb #167c7351
@@ -388,8 +387,9 @@ def _operation(s):
 
 autoaugment_policies = {k:[tuple(_operation(o) for o in sub.split(',')) for sub in v.split(';')] for k,v in _policies.items()}
 
-# %% ../nbs/11_augment.ipynb #d704c20c
+# %% ../nbs/11_augment.ipynb #0a2056f0
 _signed = [*_moves, 'Brightness', 'Color', 'Contrast', 'Sharpness']
+_has_sign = np.array([o in _signed for o in operations])
 
 @cache
 def magnitudes(
@@ -406,7 +406,7 @@ def magnitudes(
     for o in 'XY': res[f'Translate{o}'] = np.trunc(res[f'Translate{o}'])
     return res | dict(Posterize=np.round(np.linspace(8, bits, n)), Solarize=255*torch.linspace(1, 0, n).numpy())
 
-# %% ../nbs/11_augment.ipynb #8c132c18
+# %% ../nbs/11_augment.ipynb #f1fdc425
 class ImagePolicy(PixelTrick):
     "Operations for every image: a subclass defines `draw`"
     order = 7
@@ -430,7 +430,7 @@ class ImagePolicy(PixelTrick):
         b:int, # images
         h:int, # their height
         w:int, # their width
-    )->tuple: # names of operations and magnitudes, each (rounds, b)
+    )->tuple: # numbers of operations and magnitudes, each (rounds, b)
         "What happens to each image, round by round"
         raise NotImplementedError
 
@@ -439,18 +439,18 @@ class ImagePolicy(PixelTrick):
         for ops,m in self.rounds(len(x), *x.shape[2:]): x = apply_operations(x, ops, m, self.fill)
         return x
 
-# %% ../nbs/11_augment.ipynb #9fac8a23
+# %% ../nbs/11_augment.ipynb #1fd86080
 @patch
 def rounds(self:ImagePolicy,
     b:int, # images
     h:int, # their height
     w:int, # their width
-): # pairs of names and magnitudes, each (b,)
+): # pairs of numbers of operations and magnitudes, each (b,)
     "What was drawn, with signs, for the part `p` of the images"
     rng = np.random.default_rng(self.stream.py.getrandbits(64))
     ops,m = self.draw(rng, b, h, w)
-    m = np.where(np.isin(ops, _signed) & (rng.random(ops.shape)<0.5), -m, m)
-    return zip(np.where(rng.random(b)<self.p, ops, 'Identity'), m)
+    m = np.where(_has_sign[ops] & (rng.random(ops.shape)<0.5), -m, m)
+    return zip(np.where(rng.random(b)<self.p, ops, 0), m)
 
 @patch
 def _as_bytes(self:ImagePolicy, x):
@@ -461,7 +461,7 @@ def _as_bytes(self:ImagePolicy, x):
     self._seen = True
     return (x*255).round_().byte()
 
-# %% ../nbs/11_augment.ipynb #f14af81b
+# %% ../nbs/11_augment.ipynb #ddaa8629
 @tricks.register
 class AutoAugment(ImagePolicy):
     "One of 25 learned pairs of operations for each image (1805.09501)"
@@ -478,17 +478,17 @@ class AutoAugment(ImagePolicy):
     @staticmethod
     @cache
     def _table(policy, h, w):
-        "Names, probabilities and magnitudes, each `(2, 25)`"
+        "Numbers of operations, probabilities and magnitudes, each `(2, 25)`"
         subs,ms = autoaugment_policies[policy],magnitudes(10, h, w)
-        return [np.array([[f(*o) for o in sub] for sub in subs]).T for f in (lambda k,p,m: k, lambda k,p,m: p, lambda k,p,m: ms[k][m])]
+        return [np.array([[f(*o) for o in sub] for sub in subs]).T for f in (lambda k,p,m: _number[k], lambda k,p,m: p, lambda k,p,m: ms[k][m])]
 
     def draw(self, rng, b, h, w):
         sub = rng.integers(25, size=b)
         ops,p,m = (o[:,sub] for o in self._table(self.policy, h, w))
-        return np.where(rng.random((2,b))<p, ops, 'Identity'),m
+        return np.where(rng.random((2,b))<p, ops, 0),m
 
-# %% ../nbs/11_augment.ipynb #e3544650
-_choices = np.array([o for o in operations if o!='Invert'])
+# %% ../nbs/11_augment.ipynb #5dad3b80
+_choices = [o for o in operations if o!='Invert'] # the first 14
 
 @tricks.register
 class RandAugment(ImagePolicy):
@@ -510,9 +510,9 @@ class RandAugment(ImagePolicy):
     def draw(self, rng, b, h, w):
         ms = magnitudes(31, h, w)
         i = rng.integers(len(_choices), size=(self.n,b))
-        return _choices[i],np.array([ms[k][self.m] for k in _choices])[i]
+        return i,np.array([ms[k][self.m] for k in _choices])[i]
 
-# %% ../nbs/11_augment.ipynb #2255853d
+# %% ../nbs/11_augment.ipynb #36656bd2
 @tricks.register
 class TrivialAugment(ImagePolicy):
     "One random operation for each image, at a random magnitude (2103.10158)"
@@ -520,7 +520,7 @@ class TrivialAugment(ImagePolicy):
     def draw(self, rng, b, h, w):
         ms = np.stack([magnitudes(31, h, w, wide=True)[k] for k in _choices])
         i = rng.integers(len(_choices), size=(1,b))
-        return _choices[i],ms[i,rng.integers(31, size=(1,b))]
+        return i,ms[i,rng.integers(31, size=(1,b))]
 
 # %% ../nbs/11_augment.ipynb #73fde6ff
 def erase(

@@ -111,7 +111,8 @@ def test_magnitudes(wide, n, space):
 
 def drawn(t, n=20000):
     t.stream.reseed(3)
-    return [np.array(o) for o in zip(*t.rounds(n, 32, 32))]
+    ops,ms = zip(*t.rounds(n, 32, 32))
+    return np.array(operations)[np.array(ops)],np.array(ms)
 
 def fits(counts, ps): assert stats.chisquare(counts, np.array(ps)*sum(counts)).pvalue > 1e-4
 
@@ -251,6 +252,7 @@ def test_draws_of_erasing():
     holes = np.array([hole(o) for o in t.occlude(x)])
     on = holes[:,2]>0
     assert stats.binomtest(int(on.sum()), n, 0.4).pvalue > 1e-4
+    assert all(hole(o)[2] for o in RandomErasing(1.).occlude(x[:2000])), 'a box that does not fit is drawn again'
     timm = TimmErasing(1., 0.02, 0.4, 0.3, device='cpu')
     random.seed(0)
     theirs = np.array([hole(o) for o in timm(torch.ones(1500, 1, 32, 32))])
