@@ -7,18 +7,22 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 # %% auto #0
 __all__ = ['turns', 'machine', 'bare_loop', 'epoch_cost', 'NoValidation', 'all_tricks', 'data_cost', 'save_bench']
 
-# %% ../nbs/80_bench.ipynb #eac0bf4b
+# %% ../nbs/80_bench.ipynb #b5ae5622
 import json, platform, time
 from statistics import median
 from fastcore.xtras import atomic_save
 from fastai.vision.all import *
 from .core import *
+from .trick import *
 from .data import *
+from .augment import *
 from .backbones import *
 from .losses import *
 from .optimizers import *
 from .mixers import *
 from .sam import *
+from .average import *
+from .shake import *
 from .learner import *
 
 # %% ../nbs/80_bench.ipynb #a7eaf415
@@ -82,10 +86,9 @@ class NoValidation(Callback):
     "Leaves the validation part of an epoch out"
     def before_validate(self): raise CancelValidException
 
-# %% ../nbs/80_bench.ipynb #447e83df
+# %% ../nbs/80_bench.ipynb #fba48fa4
 def all_tricks()->dict: # name -> list of one callback
     "Every trick that needs no argument"
-    from cifar_fastai.trick import tricks
     def made(cls):
         try: return [cls()]
         except TypeError: return None

@@ -7,13 +7,14 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/learner.html.md"""
 # %% auto #0
 __all__ = ['DeviceLoss', 'DeviceMetric', 'DeviceSmoothLoss', 'DeviceRecorder', 'wait_free', 'cifar_learner']
 
-# %% ../nbs/60_learner.ipynb #0dc87007
+# %% ../nbs/60_learner.ipynb #59613b24
 import time
 from fastai.vision.all import *
 from .core import *
 from .trick import *
 from .data import *
 from .backbones import *
+from .init import *
 from .losses import *
 from .optimizers import *
 from .mixers import *
@@ -104,7 +105,7 @@ def _network(arch, n_out):
     if isinstance(arch, nn.Module): return arch
     raise UserError(f'arch is a {type(arch).__name__}: it must be the name of a backbone or a module.')
 
-# %% ../nbs/60_learner.ipynb #a18b9a47
+# %% ../nbs/60_learner.ipynb #8b9d53ae
 @delegates(Learner.__init__, but='model,loss_func,opt_func,splitter,default_cbs')
 def cifar_learner(
     arch, # name of a backbone (see `list_models`), or a module
@@ -115,6 +116,7 @@ def cifar_learner(
     wd:float=5e-4, # weight decay
     wd_bn_bias:bool=True, # does weight decay apply to norms and biases?
     loss=None, # loss object; default `CrossEntropy()`
+    init=None, # new weights by name (see `inits`); default as the backbone's paper has them
     metrics=accuracy, # on the validation set
     n_out:int|None=None, # classes; default those of `dls`
     channels_last:bool=True, # weights in channels_last?
@@ -125,6 +127,7 @@ def cifar_learner(
     if isinstance(arch, str): find_model(arch)
     if dls is None: dls = cifar_dls()
     model = _network(arch, ifnone(n_out, get_c(dls)))
+    if init is not None: init_weights(model, init)
     if channels_last: model = model.to(memory_format=torch.channels_last)
     if compile: model.compile()
     split = dict() if wd_bn_bias else dict(splitter=wd_groups)

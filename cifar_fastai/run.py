@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/run.html.md"""
 # %% auto #0
 __all__ = ['read_log', 'plot_log', 'RunFolder', 'recipe_tricks', 'recipe_learner', 'recipe_fit', 'train', 'report']
 
-# %% ../nbs/62_run.ipynb #dc9b246d
+# %% ../nbs/62_run.ipynb #beb0247e
 import csv, json
 from dataclasses import asdict
 import matplotlib.pyplot as plt
@@ -19,6 +19,7 @@ from fastai.callback.training import GradientClip
 from .core import *
 from .recipe import *
 from .data import *
+from .augment import *
 from .backbones import *
 from .losses import *
 from .optimizers import *
@@ -84,14 +85,17 @@ class RunFolder(Callback):
         with atomic_save(self.folder/'curves.png') as f: fig.savefig(f, dpi=100, format='png')
         plt.close(fig)
 
-# %% ../nbs/62_run.ipynb #d952b1bc
+# %% ../nbs/62_run.ipynb #7a5a6d04
 def recipe_tricks(r:Recipe)->list:
     "The callbacks that a recipe asks for"
-    made = [(MixUp, r.mixup*r.mixup_alpha), (SAM, r.use_sam*r.sam_rho), (ASAM, r.use_asam*r.asam_rho),
-        (LabelSmoothing, (r.crit=='lsr')*r.smooth_factor), (GradientClip, r.gradient_clip)]
-    return [cls(v) for cls,v in made if v]
+    def erasing(): return RandomErasing(r.random_erase_prob, (r.random_erase_sl, r.random_erase_sh), (r.random_erase_r, 1/r.random_erase_r))
+    made = [(r.autoaugmentation, AutoAugment), (r.cutout, Cutout), (r.random_erase, erasing), (r.mixup, partial(MixUp, r.mixup_alpha)),
+        (r.cutmix, partial(CutMix, r.beta, r.cutmix_prob)), (r.ricap, partial(RICAP, r.ricap_beta)), (r.use_sam, partial(SAM, r.sam_rho)),
+        (r.use_asam, partial(ASAM, r.asam_rho)), (r.crit=='lsr', partial(LabelSmoothing, r.smooth_factor)),
+        (r.gradient_clip, partial(GradientClip, r.gradient_clip))]
+    return [f() for on,f in made if on]
 
-# %% ../nbs/62_run.ipynb #5ab9a052
+# %% ../nbs/62_run.ipynb #c833f404
 def recipe_learner(
     r:Recipe, # what to run
     root=None, # where a named data set is; default: see `cifar_dls`
@@ -99,7 +103,7 @@ def recipe_learner(
 )->Learner:
     "The Learner of a recipe, its random numbers seeded"
     find_model(r.model)
-    if r.sched!='onecycle' and r.sched not in policies: raise unknown('fit policy', r.sched, [*policies, 'onecycle'])
+    if r.policy not in [*policies, 'onecycle']: raise unknown('fit policy', r.sched, ['warmup', 'custom', 'onecycle', *policies])
     if r.crit not in ('ce', 'lsr'): raise unknown('criterion', r.crit, ['ce', 'lsr'])
     check_range('epochs', r.epochs, 1)
     check_range('lr', r.lr, 0)
@@ -110,7 +114,7 @@ def recipe_learner(
     dls = cifar_dls(r.dataset, root=root, bs=r.bs, fraction=0.5 if r.half else 1.)
     return cifar_learner(r.model, dls, cbs=cbs, opt=opt, lr=r.lr, wd=r.weight_decay, **kwargs)
 
-# %% ../nbs/62_run.ipynb #d5c46611
+# %% ../nbs/62_run.ipynb #c0d7f1f3
 def recipe_fit(
     learn:Learner, # of `recipe_learner`
     r:Recipe, # the same recipe
@@ -118,9 +122,9 @@ def recipe_fit(
 ):
     "Fit by the policy of a recipe"
     if r.amp: learn.to_fp16()
-    if r.sched=='onecycle': return learn.fit_one_cycle(r.epochs, r.lr, cbs=cbs)
-    shape = dict(milestones=epoch_list(r.milestones) or None, gamma=r.gamma) if r.sched=='multistep' else {}
-    learn.fit_policy(r.sched, r.epochs, r.lr, shape=shape, cbs=cbs)
+    if r.policy=='onecycle': return learn.fit_one_cycle(r.epochs, r.lr, cbs=cbs)
+    shape = dict(milestones=epoch_list(r.milestones) or None, gamma=r.gamma) if 'multistep' in r.policy else {}
+    learn.fit_policy(r.policy, r.epochs, r.lr, shape=shape, cbs=cbs)
 
 # %% ../nbs/62_run.ipynb #a9e76313
 def _finished(folder, cfg, resume):
