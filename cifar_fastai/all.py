@@ -18,6 +18,8 @@ from .sam import *
 from .distill import *
 from .average import *
 from .shake import *
+from .guard import *
+from .resize import *
 from .learner import *
 from .checkpoint import *
 from .run import *

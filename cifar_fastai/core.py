@@ -10,9 +10,14 @@ __all__ = ['UserError', 'nearest', 'unknown', 'check_range', 'Registry']
 # %% ../nbs/00_core.ipynb #c44c959e
 from difflib import get_close_matches
 
-# %% ../nbs/00_core.ipynb #74c33ede
+# %% ../nbs/00_core.ipynb #94312ece
 class UserError(ValueError):
     "Something a user asked for and can mend: one sentence with what was wrong and what would be right"
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.said = super().__str__()
+
+    def __str__(self): return self.said
 
 # %% ../nbs/00_core.ipynb #cb042404
 def nearest(

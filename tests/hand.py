@@ -271,6 +271,20 @@ class ShakeDrop(Hand):
 class StochasticDepth(ShakeDrop, Hand):
     def factors(self, y, p): return (torch.empty(len(y), *[1]*(y.ndim-1), dtype=y.dtype).bernoulli_(1-p, generator=self.rng.gen('cpu'))/(1-p),)*2
 
+class GradientClip(Hand):
+    def clip(self, grads):
+        norm = torch.sqrt(sum((g**2).sum() for g in grads.values()))
+        return {n:g*min(1., self.t.max_norm/(norm.item()+1e-6)) for n,g in grads.items()}
+
+class ProgressiveResize(Hand):
+    "In two epochs of three batches: half the side in the first four, then 24 pixels, then all"
+    place = 4
+    def start(self, model): self.i = 0
+    def batch(self, x, probs, rng):
+        self.i += 1
+        side = [16, 16, 16, 16, 24, 32][self.i-1] if self.epochs==2 else [16, 16, 24][self.i-1]
+        return (x if side==32 else tv.functional.resize(x, [side,side], antialias=True)),probs
+
 hands = {c.__name__:c for c in Hand.__subclasses__()}
 
 def gradients(model, x, probs, hs, autocast):
@@ -289,7 +303,9 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
     seed = random.getrandbits(64)
     rngs = {h:Stream(f'{seed} {h.t!r}') for h in hs}
     velocity = {}
-    for h in hs: h.start(model)
+    for h in hs:
+        h.epochs = epochs
+        h.start(model)
     model.train()
     for i,(x,y) in enumerate(batches*epochs, 1):
         probs = F.one_hot(y, n_out).to(x.dtype)

@@ -34,7 +34,7 @@ def teacher():
 
 # what a trick needs in these tests beside its defaults
 arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.), EMA=dict(decay=0.9),
-    SWA=dict(start=0.), Lookahead=dict(k=2))
+    SWA=dict(start=0.), Lookahead=dict(k=2), GradientClip=dict(max_norm=0.5))
 names = sorted(tricks)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
 pairs = list(combinations(names, 2))
@@ -47,7 +47,7 @@ def make(name):
 def net(n_out=10):
     'A small network with what tricks have to get right: BatchNorm, dropout, a residual branch'
     branch = nn.Sequential(ConvBNAct(8, 8), ConvBNAct(8, 8, act=None))
-    return nn.Sequential(ConvBNAct(3, 8, stride=2), Residual(branch, act=nn.ReLU), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n_out))
+    return nn.Sequential(ConvBNAct(3, 8, stride=2), Residual(branch, act=nn.ReLU), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, n_out))
 
 def batches(dtype, n=3, bs=6):
     'Random batches, the last of one image'
