@@ -15,11 +15,13 @@ from fastcore.script import anno_parser
 from .core import *
 from .recipe import *
 
-# %% ../nbs/90_cli.ipynb #438d6ce0
+# %% ../nbs/90_cli.ipynb #0826e060
 def _parser(func, prog, also, fields):
     p = anno_parser(func, prog=prog)
     p.allow_abbrev = False
-    if fields: [p._add_action(a) for a in anno_parser(fields)._actions if not set(a.option_strings) & set(p._option_string_actions)]
+    for cls in fields.__mro__[:-1] if fields else ():
+        for a in anno_parser(cls)._actions:
+            if a.dest in vars(cls)['__annotations__']: p._add_action(a)
     for a in p._actions:
         for new,old in also.items():
             if old in a.option_strings:

@@ -72,7 +72,7 @@ def __call__(self:Teacher, x):
     p = next(self.net.parameters(), x)
     return self.net(x.to(p.dtype))
 
-# %% ../nbs/52_distill.ipynb #10f2a872
+# %% ../nbs/52_distill.ipynb #2ee16741
 @tricks.register
 class KD(LossTrick):
     "Learn from the probabilities of a trained network as well (1503.02531)"
@@ -101,7 +101,7 @@ class KD(LossTrick):
 
     def around_loss(self, loss):
         self.reduction = loss.reduction
-        return loss.with_term(self.term) if self.alpha else nullcontext()
+        return loss.with_term(self._term) if self.alpha else nullcontext()
 
     def before_batch(self):
         if self.alpha: self.logits = self.teacher(self.xb[0])
@@ -110,6 +110,6 @@ class KD(LossTrick):
         if not self.alpha or self.pred.shape[-1]==self.logits.shape[-1]: return
         raise UserError(f'The teacher of {self!r} knows {self.logits.shape[-1]} classes and the student {self.pred.shape[-1]}: they must be the same classes.')
 
-    def term(self, loss, pred, targ):
+    def _term(self, loss, pred, targ):
         kd = kd_loss(pred, self.logits.to(pred.dtype), self.T, self.reduction)
         return (1-self.alpha)*loss + self.alpha*kd

@@ -15,9 +15,9 @@ from .trick import *
 from .layers import *
 from .regularize import *
 
-# %% ../nbs/54_shake.ipynb #7f74482d
+# %% ../nbs/54_shake.ipynb #915797cc
 class BranchTrick(Trick):
-    "A trick on the output of every residual branch: a subclass defines `disturb(y, p)`"
+    "A trick on the output of every residual branch: a subclass defines `_disturb(y, p)`"
     group,in_forward = 'branches',True
     clash = '{names} both disturb the residual branches: use one of them.'
 
@@ -33,13 +33,13 @@ class BranchTrick(Trick):
         blocks = [m for m in self.model.modules() if isinstance(m, Residual)] if self.p else []
         with ExitStack() as stack:
             for m,p in zip(blocks, linear_decay(self.p, len(blocks))):
-                h = m.branch.register_forward_hook(lambda m, x, y, p=p: self.disturb(y, p))
+                h = m.branch.register_forward_hook(lambda m, x, y, p=p: self._disturb(y, p))
                 stack.callback(h.remove)
             yield
 
     def gen(self, y): return self.stream.gen(y.device)
 
-# %% ../nbs/54_shake.ipynb #83ca6b58
+# %% ../nbs/54_shake.ipynb #5345673c
 def _some_left(p, mean):
     "`p`, if a branch has a `mean` factor that it can be divided by"
     if mean<=0: raise UserError(f'With p={p} nothing is left of the last branch on average: use a smaller p.')
@@ -50,7 +50,7 @@ class StochasticDepth(BranchTrick):
     "Leave out residual branches at random, the later the more often (1603.09382)"
     neutral = dict(p=0.)
     def __init__(self, p:float=0.5): self.p = _some_left(check_range('p', p, 0, 1), 1-p)
-    def disturb(self, y, p): return stochastic_depth(y, p, generator=self.gen(y))
+    def _disturb(self, y, p): return stochastic_depth(y, p, generator=self.gen(y))
 
 @tricks.register
 class ShakeDrop(BranchTrick):
@@ -67,4 +67,4 @@ class ShakeDrop(BranchTrick):
         _some_left(p, 1-p+p*sum(alpha)/2)
         store_attr()
 
-    def disturb(self, y, p): return shake_drop(y, p, self.alpha, self.beta, generator=self.gen(y)) / (1-p + p*sum(self.alpha)/2)
+    def _disturb(self, y, p): return shake_drop(y, p, self.alpha, self.beta, generator=self.gen(y)) / (1-p + p*sum(self.alpha)/2)

@@ -87,7 +87,7 @@ def public():
 
 def own_parameters(o):
     "Names of the parameters that a function, or the fields that a dataclass, itself declares"
-    if is_dataclass(o): return list(o.__dataclass_fields__)
+    if is_dataclass(o): return [f for f in o.__dataclass_fields__ if f in vars(o).get('__annotations__', {})]
     if inspect.isclass(o) or not inspect.isfunction(f := inspect.unwrap(o)): return []
     c = f.__code__
     return [p for p in c.co_varnames[:c.co_argcount+c.co_kwonlyargcount] if p not in ('self', 'cls')]
