@@ -6,10 +6,10 @@ import pytest,torch,torch.nn.functional as F
 from cifar_fastai.backbones import get_model,list_models
 from cifar_fastai.data import cifar_dls
 
-quick = {'lenet', 'shufflenetv2', 'mobilevit_xxs', 'resnet20', 'squeezenet', 'dla46', 'toynet_s1_k3'} # one or two of a kind
+quick = {'lenet', 'shufflenetv2', 'mobilevit_xxs', 'resnet20', 'squeezenet', 'toynet_s1_k3'} # one or two of a kind
 # of Adam, where 1e-3 is not it
 lr = dict(shufflenetv2=3e-3, dla46=2e-3, vgg16=5e-4, vgg19=5e-4, mobilenet=3e-4, efficientnetb0=3e-4, ToyNet=3e-4)
-lr |= dict(coatnet_1=3e-4, coatnet_2=3e-4, coatnet_3=3e-4)
+lr |= dict(stochastic_depth_resnet18=3e-4, coatnet_1=3e-4, coatnet_2=3e-4, coatnet_3=3e-4)
 bound = math.log(10)/2 # half of what guessing costs
 
 @cache
