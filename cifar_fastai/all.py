@@ -18,6 +18,7 @@ from .sam import *
 from .distill import *
 from .average import *
 from .shake import *
+from .monitor import *
 from .guard import *
 from .resize import *
 from .learner import *
