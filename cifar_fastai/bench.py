@@ -25,7 +25,7 @@ from .average import *
 from .shake import *
 from .learner import *
 
-# %% ../nbs/80_bench.ipynb #a7eaf415
+# %% ../nbs/80_bench.ipynb #c8b4657a
 def _seconds(f):
     "Wall time of `f`, the device's work included"
     if torch.cuda.is_available(): torch.cuda.synchronize()
@@ -38,10 +38,10 @@ def turns(
     fs:dict, # name -> function of no arguments
     base:str, # the name that the others are compared with
     n:int=5, # rounds; one more comes first and is not counted
-)->dict: # name -> median of its seconds, and of the ratios to `base` round by round
-    "Time functions in turns, so that a busy machine disturbs them alike"
-    rounds = [{k:_seconds(f) for k,f in fs.items()} for _ in range(n+1)][1:]
-    return {k:dict(seconds=median(r[k] for r in rounds), ratio=median(r[k]/r[base] for r in rounds)) for k in fs}
+)->dict: # name -> median of its seconds, and of its ratios to the run of `base` right before
+    "Time each function in turns with `base`, so that a busy machine disturbs both alike"
+    rounds = [{k:(_seconds(fs[base]), _seconds(f)) for k,f in fs.items()} for _ in range(n+1)][1:]
+    return {k:dict(seconds=median(r[k][1] for r in rounds), ratio=median(r[k][1]/r[k][0] for r in rounds)) for k in fs}
 
 # %% ../nbs/80_bench.ipynb #9ec46427
 def machine()->dict:
