@@ -7,8 +7,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 # %% auto #0
 __all__ = ['turns', 'machine', 'bare_loop', 'epoch_cost', 'NoValidation', 'all_tricks', 'data_cost', 'save_bench']
 
-# %% ../nbs/80_bench.ipynb #b5ae5622
+# %% ../nbs/80_bench.ipynb #6503ea8b
 import json, platform, time
+from contextlib import suppress
 from statistics import median
 from fastcore.xtras import atomic_save
 from fastai.vision.all import *
@@ -62,11 +63,11 @@ def bare_loop(
         opt.step()
         opt.zero_grad()
 
-# %% ../nbs/80_bench.ipynb #1d285d5c
+# %% ../nbs/80_bench.ipynb #941398c8
 def epoch_cost(
     arch:str='resnet20', # name of a backbone
     dls=None, # `DataLoaders`; default the digits
-    tricks:dict=None, # name -> list of callbacks, each timed as well
+    tricks:dict=None, # name -> list of callbacks, each timed as well, but for those that the backbone cannot have
     n:int=5, # rounds
 )->dict:
     "Training epochs of a Learner, bare and with tricks, in turns with the bare loop"
@@ -75,8 +76,7 @@ def epoch_cost(
     opt = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     fs = dict(bare=partial(bare_loop, model, opt, ready))
     for name,cbs in ({'Learner':[]} | (tricks or {})).items():
-        learn = cifar_learner(arch, dls, cbs=cbs, lr=0.01)
-        fs[name] = partial(_train_epoch, learn)
+        with suppress(UserError): fs[name] = partial(_train_epoch, cifar_learner(arch, dls, cbs=cbs, lr=0.01))
     return turns(fs, 'bare', n)
 
 def _train_epoch(learn):
