@@ -24,6 +24,8 @@ from .mixers import *
 from .sam import *
 from .average import *
 from .shake import *
+from .guard import *
+from .resize import *
 from .learner import *
 
 # %% ../nbs/80_bench.ipynb #c8b4657a
@@ -76,7 +78,9 @@ def epoch_cost(
     opt = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     fs = dict(bare=partial(bare_loop, model, opt, ready))
     for name,cbs in ({'Learner':[]} | (tricks or {})).items():
-        with suppress(UserError): fs[name] = partial(_train_epoch, cifar_learner(arch, dls, cbs=cbs, lr=0.01))
+        with suppress(UserError):
+            _train_epoch(learn := cifar_learner(arch, dls, cbs=cbs, lr=0.01)) # some are refused before the first batch
+            fs[name] = partial(_train_epoch, learn)
     return turns(fs, 'bare', n)
 
 def _train_epoch(learn):
