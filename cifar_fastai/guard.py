@@ -22,32 +22,41 @@ class GradientClip(Trick):
     def __init__(self, max_norm:float=2.): self.max_norm = check_range('max_norm', max_norm, 0)
     def before_step(self): nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
 
-# %% ../nbs/56_guard.ipynb #61dd38cd
+# %% ../nbs/56_guard.ipynb #d54ab981
 class NonFiniteLoss(UserError):
-    "A fit whose loss became NaN or infinite"
+    "A fit whose loss or weights became NaN or infinite"
 
 class StopOnNonFinite(Callback):
-    "End a fit whose training loss is NaN or infinite with `NonFiniteLoss`"
+    "End a fit whose training loss or weights are NaN or infinite with `NonFiniteLoss`; `lr_find` may go on"
     order,run_valid = 49,False
     def __init__(self, every:int=100): self.every,self.losses,self.last = check_range('every', every, 1),[],None # batches between two looks
+    def before_fit(self): self.run,self.last = not hasattr(self.learn, 'lr_finder'),None
     def before_train(self): self.losses,self.seen = [],0
-    def before_fit(self): self.last = None
 
     def after_batch(self):
         self.losses.append(self.loss.detach().mean())
         if len(self.losses)>=self.every: self._look()
 
-    def after_train(self): self._look()
+    def after_train(self):
+        self._look()
+        if self.seen and not _sound(self.model): self._stop('weights became NaN or infinite', self.seen)
+
+    def after_fit(self): self.losses = []
 
     def _look(self):
         losses,self.losses = self.losses,[]
         if not losses or losses[0].is_meta: return
-        values = torch.stack(losses).tolist()
-        for i,v in enumerate(values):
-            if not math.isfinite(v): raise NonFiniteLoss(self._message(v, self.seen+i))
+        for v in torch.stack(losses).tolist():
+            self.seen += 1
+            if not math.isfinite(v): self._stop(f'loss became {v}', self.seen)
             self.last = v
-        self.seen += len(values)
 
-    def _message(self, v, i):
-        before = 'it was so from the start' if self.last is None else f'the last finite one was {self.last:.4g}'
-        return f'The loss became {v} in batch {i+1} of epoch {self.epoch+1}; {before}: try a lower learning rate, a warmup, or GradientClip.'
+    def _stop(self, what, batch):
+        before = 'it was so from the start of this fit' if self.last is None else f'the last finite loss was {self.last:.4g}'
+        raise NonFiniteLoss(f'The {what} in batch {batch} of epoch {self.epoch+1}; {before}: try a lower learning rate, a warmup, or GradientClip.')
+
+# %% ../nbs/56_guard.ipynb #8143b8e1
+def _sound(model):
+    "Are weights and running statistics finite? Other buffers may hold infinity, as masks do"
+    stats = [b for n,b in model.named_buffers() if 'running_' in n]
+    return torch.stack([o.isfinite().all() for o in [*model.parameters(), *stats]]).all().item()

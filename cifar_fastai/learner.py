@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/learner.html.md"""
 # %% auto #0
 __all__ = ['DeviceLoss', 'DeviceMetric', 'DeviceSmoothLoss', 'DeviceRecorder', 'wait_free', 'cifar_learner']
 
-# %% ../nbs/60_learner.ipynb #59613b24
+# %% ../nbs/60_learner.ipynb #c6689dae
 import time
 from fastai.vision.all import *
 from .core import *
@@ -20,6 +20,7 @@ from .optimizers import *
 from .mixers import *
 from .sam import *
 from .schedules import *
+from .guard import *
 
 # %% ../nbs/60_learner.ipynb #f3f7ad91
 class _OnDevice:
@@ -105,7 +106,7 @@ def _network(arch, n_out):
     if isinstance(arch, nn.Module): return arch
     raise UserError(f'arch is a {type(arch).__name__}: it must be the name of a backbone or a module.')
 
-# %% ../nbs/60_learner.ipynb #8b9d53ae
+# %% ../nbs/60_learner.ipynb #2012d616
 @delegates(Learner.__init__, but='model,loss_func,opt_func,splitter,default_cbs')
 def cifar_learner(
     arch, # name of a backbone (see `list_models`), or a module
@@ -133,6 +134,7 @@ def cifar_learner(
     split = dict() if wd_bn_bias else dict(splitter=wd_groups)
     learn = Learner(dls, model, ifnone(loss, CrossEntropy()), opt_func(opt) if isinstance(opt, str) else opt, lr=lr,
         wd=wd if wd_bn_bias else [wd, 0.], wd_bn_bias=wd_bn_bias, metrics=metrics, cbs=cbs, **split, **kwargs)
+    if not learn._grab_cbs(StopOnNonFinite): learn.add_cb(StopOnNonFinite())
     check_tricks(learn)
     return wait_free(learn)
 

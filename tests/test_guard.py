@@ -4,6 +4,7 @@ import pytest,torch
 from torch import nn
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip as FastaiClip
+from fastai.learner import load_learner
 from fastai.torch_core import set_seed
 from cifar_fastai.checkpoint import Checkpoint,load_tree
 from cifar_fastai.core import UserError
@@ -41,7 +42,7 @@ def test_says_where(every, value, batch):
     plain = learner(Callback(after_batch=lambda self: losses.append(self.loss.item()) if self.training else None))
     fit(plain)
     message = messages([Spoil(1, batch, value), StopOnNonFinite(every)])
-    assert message.startswith(f'The loss became {value} in batch {batch+1} of epoch 2; the last finite one was {losses[6+batch-1]:.4g}:')
+    assert message.startswith(f'The loss became {value} in batch {batch+1} of epoch 2; the last finite loss was {losses[6+batch-1]:.4g}:')
 
 def test_from_the_start(): assert 'in batch 1 of epoch 1; it was so from the start' in messages([Spoil(0, 0, math.nan), StopOnNonFinite()])
 
@@ -50,6 +51,59 @@ def test_checkpoint_is_intact(tmp_path):
     messages([Spoil(1, 3, math.nan), StopOnNonFinite(), Checkpoint(tmp_path/'c')])
     sd = load_tree(tmp_path/'c')
     assert sd['epoch']==1 and all(v.isfinite().all() for v in sd['model'].values())
+
+@pytest.mark.parametrize('lr', [1e4, 1e25])
+def test_a_fit_that_blows_up(lr, tmp_path):
+    'A real fit on digits, sound at first, then with a learning rate that is far too large: the checkpoint is that of the last sound epoch, to the byte'
+    kept = []
+    keep = Callback(after_epoch=lambda self: kept.append((tmp_path/'c').read_bytes()))
+    keep.order = Checkpoint.order+1
+    set_seed(0)
+    learn = cifar_learner('resnet20', cifar_dls('digits', bs=10, fraction=60/1500, val_bs=100), lr=0.01, cbs=[Checkpoint(tmp_path/'c'), keep])
+    fit(learn, 2)
+    with pytest.raises(NonFiniteLoss, match='in batch [1-6] of epoch [1-9]; .*: try a lower'), learn.no_bar(), learn.no_logging(): learn.fit(30, lr)
+    assert (tmp_path/'c').read_bytes()==kept[-1]
+    assert all(v.isfinite().all() for v in load_tree(tmp_path/'c')['model'].values())
+
+class SpoilWeights(Callback):
+    'Makes weights or statistics infinite in the last step of an epoch, whose loss was finite'
+    order = -5
+    def __init__(self, what): self.what = what
+    def after_step(self):
+        if self.iter==self.n_iter-1 and self.epoch==1: self.what(self.model).fill_(math.inf)
+
+@pytest.mark.parametrize('what', [lambda m: m[3].weight.data, lambda m: m[1].running_var])
+def test_spoiled_by_the_last_step(what, tmp_path):
+    'A finite loss does not hide weights that are not; a mask may hold infinity'
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4*30*30, 10))
+    model.register_buffer('mask', torch.tensor(-math.inf))
+    learn = cifar_learner(model, cifar_dls('digits', bs=10, fraction=60/1500, val_bs=100), cbs=[SpoilWeights(what), Checkpoint(tmp_path/'c')], lr=0.01)
+    with pytest.raises(NonFiniteLoss, match='The weights became NaN or infinite in batch 6 of epoch 2; the last finite loss was'): fit(learn)
+    sd = load_tree(tmp_path/'c')
+    assert sd['epoch']==1 and what(learn.model).isinf().all() and not any(v.isinf().any() for k,v in sd['model'].items() if k!='mask')
+
+def test_on_by_default(tmp_path):
+    'Every Learner of this library has one, once, whatever its user lists, after export too, and until it is taken off'
+    def stops(learn): return [cb for cb in learn.cbs if isinstance(cb, StopOnNonFinite)]
+    own = StopOnNonFinite(1)
+    learn = learner(None)
+    assert len(stops(learn))==1 and stops(learner([own]))==[own] and stops(learner(own))==[own]
+    with pytest.raises(NonFiniteLoss): fit(learner(Spoil(0, 2, math.nan)))
+    learn.path = tmp_path
+    learn.export('m.pkl')
+    loaded = load_learner(tmp_path/'m.pkl')
+    assert len(stops(loaded))==1 and stops(loaded)[0].every==100
+    learn.remove_cb(StopOnNonFinite)
+    learn.add_cb(Spoil(0, 2, math.nan))
+    assert not stops(fit(learn))
+
+def test_lr_find_may_diverge():
+    'What `lr_find` does on purpose is not stopped, NaN neither, and the next fit is watched again'
+    learn = learner([StopOnNonFinite(1), Spoil(1, 2, math.nan)])
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=30, end_lr=1e6, stop_div=False, show_plot=False)
+    assert not torch.stack(learn.recorder.losses).isfinite().all()
+    with pytest.raises(NonFiniteLoss): fit(learn)
+    assert not learn.stop_on_non_finite.losses
 
 def test_sound_fits_are_left_alone():
     'Nothing changes, and the loss is fetched a chunk at a time'
