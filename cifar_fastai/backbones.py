@@ -8,11 +8,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/backbones.html.md"""
 __all__ = ['backbones', 'Backbone', 'rows', 'list_models', 'find_model', 'get_model', 'Summary', 'model_summary', 'zoo_contract',
            'published', 'zoo_table']
 
-# %% ../nbs/22_backbones.ipynb #7e96634c
-import copy, csv, importlib, pkgutil
+# %% ../nbs/22_backbones.ipynb #e7dad946
+import copy, importlib, pkgutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
 import torch
 from torch import nn
 from .core import *
@@ -146,29 +145,33 @@ def model_summary(
     stages = [(n, shapes.get(n, ()), sum(p.numel() for p in m.parameters()), flops.get(n, 0)) for n,m in kids if n in shapes]
     return Summary(stages, sum(p.numel() for p in model.parameters()), flops.get('Global', 0))
 
-# %% ../nbs/22_backbones.ipynb #f18a1edc
-def _csv(name):
-    with open(Path(__file__).parent/name, newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
-
+# %% ../nbs/22_backbones.ipynb #19969ee5
 def zoo_contract()->dict: # name -> row of `zoo.csv`
     "What the tests hold every backbone to"
-    return {r['name']:r for r in _csv('zoo.csv')}
+    return {r['name']:r for r in package_rows('zoo.csv')}
 
 def published()->list: # of dicts, one a row
     "The published results, as they stand in `published.csv`"
-    return _csv('published.csv')
+    return package_rows('published.csv')
 
-# %% ../nbs/22_backbones.ipynb #da7d48d6
+# %% ../nbs/22_backbones.ipynb #b2390273
 def _published_top1():
     "name -> plain published top-1 with its table"
     rows = [r for r in published() if r['published_top1'] and not r['tricks']]
     return {r['model']:f"{r['published_top1']} (table {r['table']}, {r['data']} data)" for r in reversed(rows)}
 
-def _macs(name):
-    s = model_summary(name)
-    return s.params,s.macs
+# %% ../nbs/22_backbones.ipynb #dd776c17
+def _cost(
+    row, # a `Backbone`
+    gmacs=None, # where they are known
+)->dict: # parameters, MiB of the saved weights, GMACs
+    "What a row costs"
+    with torch.device('meta'): model = row()
+    mib = sum(t.numel()*t.element_size() for t in model.state_dict().values())/2**20
+    gmacs = float(gmacs) if gmacs else round(model_summary(model).macs/1e9, 3)
+    return dict(params=sum(p.numel() for p in model.parameters()), mib=round(mib, 1), gmacs=gmacs)
 
-# %% ../nbs/22_backbones.ipynb #5f708a0e
+# %% ../nbs/22_backbones.ipynb #4390c86b
 def zoo_table(
     pattern:str='*', # shell-style: `'resnet*'`
     family:str|None=None, # only this family
@@ -176,10 +179,8 @@ def zoo_table(
     "Name, family, parameters, MiB of float32 weights, GMACs, paper, what confirms it, published top-1"
     contract,top1,res = zoo_contract(),_published_top1(),[]
     for name in list_models(pattern, family):
-        row,ref = backbones[name],contract.get(name, {})
-        with torch.device('meta'): model = row()
-        mib = sum(t.numel()*t.element_size() for t in model.state_dict().values())/2**20
-        params,macs = _macs(name)
-        res.append(dict(name=name, family=row.family, params=params, mib=round(mib, 1), gmacs=round(macs/1e9, 3), paper=row.paper,
-            confirmed_by=ref.get('independent_reference') or ref.get('confirmed_by', ''), published=top1.get(name, '')))
+        row = backbones[name]
+        ref = contract.get(row.name, {})
+        confirmed = ref.get('independent_reference') or ref.get('confirmed_by', '')
+        res.append(dict(name=name, family=row.family, **_cost(row, ref.get('gmacs')), paper=row.paper, confirmed_by=confirmed, published=top1.get(name, '')))
     return res
