@@ -1,4 +1,4 @@
-"""Stop after any epoch and go on exactly
+"""Stop at any moment and go on exactly
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoint.html.md"""
 
@@ -7,8 +7,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoint.html.md"""
 # %% auto #0
 __all__ = ['learner_state', 'load_learner_state', 'Checkpoint']
 
-# %% ../nbs/61_checkpoint.ipynb #b8018bb2
+# %% ../nbs/61_checkpoint.ipynb #55388040
+import signal, threading
 from fastai.basics import *
+from fastai.callback.training import GradientAccumulation
 from .core import *
 from .trick import *
 from .tree import *
@@ -22,16 +24,24 @@ def _set_recorder(r, sd):
     r.values[:] = map(L, r.values)
     r.smooth_loss.val,r.smooth_loss.count = sd['smooth']
 
-# %% ../nbs/61_checkpoint.ipynb #6d5158aa
+# %% ../nbs/61_checkpoint.ipynb #3bbcb891
+def _sums(r): return [{k:v for k,v in vars(m).items() if isinstance(v, (Tensor, int, float))} for m in r._train_mets]
+def _set_sums(r, sums):
+    for m,sd in zip(r._train_mets, sums): vars(m).update(sd)
+
+def _stateful(learn):
+    "Callbacks that have something to keep, by name"
+    return {repr(cb):cb for cb in learn.cbs.sorted('order') if hasattr(type(cb), 'state_dict')}
+
+# %% ../nbs/61_checkpoint.ipynb #a3cda9db
 def learner_state(learn:Learner)->dict:
     "Everything that decides how `learn` goes on, after an epoch"
     scaler = getattr(learn, 'scaler', None)
     return dict(epoch=learn.epoch+1, train_iter=learn.train_iter, model=learn.model.state_dict(), opt=learn.opt.state_dict(),
-        scaler=scaler.state_dict() if scaler else None, rng=get_random_states(),
-        streams={k:s.state_dict() for k,s in learner_streams(learn).items()}, dls={k:o.getstate() for k,o in loader_rngs(learn).items()},
-        tricks={repr(t):t.state_dict() for t in learner_tricks(learn)}, recorder=_recorder_state(learn.recorder))
+        scaler=scaler.state_dict() if scaler else None, random=learner_random(learn),
+        tricks={k:cb.state_dict() for k,cb in _stateful(learn).items()}, recorder=_recorder_state(learn.recorder))
 
-# %% ../nbs/61_checkpoint.ipynb #3edac85b
+# %% ../nbs/61_checkpoint.ipynb #d8127c97
 def _differs(what, saved, here):
     if set(saved)!=set(here): raise UserError(f"The checkpoint was made with the {what} {', '.join(saved) or 'none'}, and here are {', '.join(here) or 'none'}: give the Learner the same.")
 
@@ -40,18 +50,16 @@ def load_learner_state(
     sd:dict, # what `learner_state` gave
 ):
     "Put `learn` where it was when `sd` was taken"
-    ts,streams = {repr(t):t for t in learner_tricks(learn)},learner_streams(learn)
+    ts = _stateful(learn)
     _differs('tricks', sd['tricks'], ts)
     try: learn.model.load_state_dict(sd['model'])
     except RuntimeError: raise UserError('The checkpoint holds the weights of another network than this Learner has.') from None
     learn.opt.load_state_dict(sd['opt'])
     if sd['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(sd['scaler'])
     for k,t in ts.items(): t.load_state_dict(sd['tricks'][k])
-    for k,s in streams.items(): s.load_state_dict(sd['streams'][k])
-    for k,o in loader_rngs(learn).items(): o.setstate(sd['dls'][k])
     _set_recorder(learn.recorder, sd['recorder'])
     learn.train_iter = sd['train_iter']
-    set_random_states(**sd['rng'])
+    set_learner_random(learn, sd['random'])
 
 # %% ../nbs/61_checkpoint.ipynb #3fadcf1c
 @patch
@@ -59,7 +67,22 @@ def _do_fit(self:Learner):
     "fastai's loop over epochs, from `first_epoch` on"
     for self.epoch in range(getattr(self, 'first_epoch', 0), self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
-# %% ../nbs/61_checkpoint.ipynb #dfee8820
+# %% ../nbs/61_checkpoint.ipynb #eed99607
+@patch
+def all_batches(self:Learner):
+    "fastai's loop over batches, from those on that a checkpoint had seen"
+    self.n_iter,sd = len(self.dl),self.__dict__.pop('seen_batches', None)
+    for i,b in enumerate(self.dl):
+        if sd and i<sd['iter']:
+            if i+1==sd['iter']: _load_mid_epoch(self, sd)
+        else: self.one_batch(i, b)
+
+def _load_mid_epoch(learn, sd):
+    load_learner_state(learn, sd)
+    _set_sums(learn.recorder, sd['sums'])
+    learn.pct_train = sd['pct_train']
+
+# %% ../nbs/61_checkpoint.ipynb #18202569
 class Checkpoint(Callback):
     "Saves everything after every epoch, and goes on from it"
     order = 90
@@ -67,17 +90,39 @@ class Checkpoint(Callback):
         path, # file; ends in .safetensors
         resume:bool=False, # go on from `path` if it is there?
         every:int=1, # epochs between two checkpoints; the last epoch is always saved
-    ): store_attr()
+        signals:bool=False, # on SIGTERM or Ctrl-C, save after the batch and end the fit? `signal` then tells which it was
+    ):
+        store_attr()
+        self.signal,self.mid,self.old = None,None,{}
 
     def before_fit(self):
+        if self.signals and threading.current_thread() is threading.main_thread():
+            self.old = {s:signal.signal(s, self._told) for s in (signal.SIGTERM, signal.SIGINT)}
         if not self.resume or not Path(self.path).exists(): return
         sd = load_tree(self.path)
         load_learner_state(self.learn, sd)
-        self.learn.first_epoch = sd['epoch']
+        self.learn.first_epoch,self.mid = sd['epoch'],sd if 'iter' in sd else None
         if hasattr(self.learn, 'progress') and self.create_mbar: self.progress.mbar.update(0) # it has to be started at 0
 
+    def _told(self, number, frame): self.signal = self.signal or signal.Signals(number)
+
+    def before_train(self):
+        if self.mid:
+            set_learner_random(self.learn, self.mid['start'])
+            self.learn.seen_batches,self.mid = self.mid,None
+        self.start = learner_random(self.learn)
+
+    def after_batch(self):
+        if not (self.signal and self.training) or self.iter+1==self.n_iter or self.learn._grab_cbs(GradientAccumulation): return
+        mid = dict(epoch=self.epoch, iter=self.iter+1, start=self.start, sums=_sums(self.recorder), pct_train=self.pct_train)
+        save_tree(self.path, learner_state(self.learn) | mid)
+        raise CancelFitException
+
     def after_epoch(self):
-        if (self.epoch+1)%self.every==0 or self.epoch+1==self.n_epoch: save_tree(self.path, learner_state(self.learn))
+        if self.signal or (self.epoch+1)%self.every==0 or self.epoch+1==self.n_epoch: save_tree(self.path, learner_state(self.learn))
+        if self.signal: raise CancelFitException
 
     def after_fit(self):
-        if hasattr(self.learn, 'first_epoch'): del self.learn.first_epoch
+        for s,f in self.old.items(): signal.signal(s, f)
+        for k in ('first_epoch', 'seen_batches'): self.learn.__dict__.pop(k, None)
+        self.old,self.mid,self.start = {},None,None

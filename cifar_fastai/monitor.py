@@ -22,7 +22,7 @@ class Monitor(Callback):
     def after_fit(self): self.learn.metrics = L(m for m in self.learn.metrics if m is not self.metric)
     def __getstate__(self): return {k:v for k,v in super().__getstate__().items() if k!='metric'}
 
-# %% ../nbs/55_monitor.ipynb #c05c0512
+# %% ../nbs/55_monitor.ipynb #8d5947d8
 class TrainAccuracy(Monitor):
     "Accuracy on the training batches as they were trained on, mixed or not"
     column,hits,n = 'train_accuracy',0.,0
@@ -32,6 +32,8 @@ class TrainAccuracy(Monitor):
         self.hits = self.hits + (y==guess if y.ndim==1 else y.gather(1, guess[:,None])).sum()
         self.n += len(y)
     def figure(self): return float(self.hits)/self.n if self.n else math.nan
+    def state_dict(self): return dict(hits=self.hits, n=self.n)
+    def load_state_dict(self, sd): self.hits,self.n = sd['hits'],sd['n']
 
 # %% ../nbs/55_monitor.ipynb #272506fb
 def _settle(model):
