@@ -22,7 +22,9 @@ from cifar_fastai.checkpoint import Checkpoint
 from cifar_fastai.data import cifar_dls
 from cifar_fastai.layers import ConvBNAct,Residual
 from cifar_fastai.learner import DeviceSmoothLoss,cifar_learner
+from cifar_fastai.monitor import TrainAccuracy
 from cifar_fastai.sam import SAM
+from cifar_fastai.tree import load_tree
 from cifar_fastai.all import check_tricks,tricks # every trick is registered
 from hand import hand_fit
 
@@ -302,6 +304,31 @@ def test_resume(name, tmp_path):
         assert_same(state(later), state(whole))
         assert later.recorder.values==whole.recorder.values
         assert (tmp_path/f'b{stop}').read_bytes()==(tmp_path/'a').read_bytes()
+
+class Tell(Callback):
+    'Says to a checkpoint what SIGTERM says, in a batch of the second epoch'
+    order = 40
+    def __init__(self, ckpt, batch): self.ckpt,self.batch = ckpt,batch
+    def after_batch(self):
+        if self.training and (self.epoch,self.iter)==(1,self.batch): self.ckpt.signal = 'told'
+
+@pytest.mark.parametrize('name', names)
+def test_resume_inside_an_epoch(name, tmp_path):
+    'Told to end in the middle of an epoch, or in its last batch, and gone on with: bitwise the uninterrupted run'
+    def run(file, cbs=(), seed=1, resume=False):
+        learn,ckpt = our_learner([make(name), TrainAccuracy()], seed=0 if seed==1 else 7),Checkpoint(tmp_path/file, resume=resume)
+        set_seed(seed)
+        with silent(learn): learn.fit_one_cycle(3, 0.05, cbs=[ckpt, *(o(ckpt) for o in cbs)])
+        return learn
+    whole = run('a')
+    for batch in (0, 2, 3):
+        file = f'b{batch}'
+        run(file, [partial(Tell, batch=batch)])
+        assert load_tree(tmp_path/file).get('iter')==(None if batch==3 else batch+1)
+        later = run(file, seed=9, resume=True)
+        assert_same(state(later), state(whole))
+        assert later.recorder.values==whole.recorder.values and later.recorder.lrs==whole.recorder.lrs
+        assert (tmp_path/file).read_bytes()==(tmp_path/'a').read_bytes()
 
 # 8 picture
 @pytest.mark.parametrize('name', names)
