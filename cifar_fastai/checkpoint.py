@@ -15,13 +15,14 @@ from .core import *
 from .trick import *
 from .tree import *
 
-# %% ../nbs/61_checkpoint.ipynb #ca268796
-_recorded = 'lrs,iters,losses,values'.split(',')
+# %% ../nbs/61_checkpoint.ipynb #60d34417
+def _recorder_state(r):
+    losses = torch.stack([o.detach().cpu() for o in r.losses]) if r.losses else torch.empty(0)
+    return dict(lrs=torch.tensor(r.lrs, dtype=torch.float64), losses=losses, iters=list(r.iters), values=list(map(list, r.values)),
+        smooth=(r.smooth_loss.val, r.smooth_loss.count))
 
-def _recorder_state(r): return {k:list(getattr(r, k, [])) for k in _recorded} | dict(smooth=(r.smooth_loss.val, r.smooth_loss.count))
 def _set_recorder(r, sd):
-    for k in _recorded: setattr(r, k, sd[k])
-    r.values[:] = map(L, r.values)
+    r.lrs,r.losses,r.iters,r.values = sd['lrs'].tolist(),list(sd['losses']),sd['iters'],L(map(L, sd['values']))
     r.smooth_loss.val,r.smooth_loss.count = sd['smooth']
 
 # %% ../nbs/61_checkpoint.ipynb #3bbcb891

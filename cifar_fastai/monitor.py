@@ -35,14 +35,14 @@ class TrainAccuracy(Monitor):
     def state_dict(self): return dict(hits=self.hits, n=self.n)
     def load_state_dict(self, sd): self.hits,self.n = sd['hits'],sd['n']
 
-# %% ../nbs/55_monitor.ipynb #272506fb
+# %% ../nbs/55_monitor.ipynb #ca79e324
 def _settle(model):
     "Wait for the device of `model`"
     if next(model.parameters()).is_cuda: torch.cuda.synchronize()
 
 class ImagesPerSecond(Monitor):
     "Training images a second"
-    column,n,seconds = 'images/s',0,math.nan
+    column,n,seconds = 'images_per_second',0,math.nan
     def before_train(self): self.n,self.start = 0,time.perf_counter()
     def after_batch(self): self.n += find_bs(self.yb)
     def after_train(self):
@@ -50,10 +50,10 @@ class ImagesPerSecond(Monitor):
         self.seconds = time.perf_counter()-self.start
     def figure(self): return self.n/self.seconds
 
-# %% ../nbs/55_monitor.ipynb #3cff44e7
+# %% ../nbs/55_monitor.ipynb #71bab24b
 class PeakMemory(Monitor):
     "Peak memory in MiB: of tensors on a GPU, of the process on the CPU"
-    column = 'memory_mb'
+    column = 'peak_memory_mib'
     def before_epoch(self):
         if self._gpu: torch.cuda.reset_peak_memory_stats()
     def figure(self): return torch.cuda.max_memory_allocated()/2**20 if self._gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10

@@ -52,7 +52,7 @@ def whole_file(
             os.fsync(f.fileno())
     except OSError as e: raise UserError(f'{path} could not be written ({e.strerror or e}): what was there before is whole; make room, or choose another place.') from e
 
-# %% ../nbs/08_tree.ipynb #3b736b4a
+# %% ../nbs/08_tree.ipynb #f31c80ae
 def save_tree(
     path, # file to write
     tree, # dicts, lists, tuples, numbers, strings, tensors and numpy arrays
@@ -62,10 +62,16 @@ def save_tree(
     meta = dict(cifar_fastai=json.dumps(_pack(tree, tensors)))
     with whole_file(path) as f: f.write(to_safetensors({k:v.clone() for k,v in tensors.items()}, metadata=meta))
 
-def load_tree(path):
+def load_tree(
+    path, # of a file that `save_tree` wrote
+    keys=None, # of a dict, read these only; those that are not there are left out
+):
     "The tree that `save_tree` wrote"
     try:
-        with safe_open(path, 'pt') as f: return _unpack(json.loads(f.metadata()['cifar_fastai']), f.get_tensor)
+        with safe_open(path, 'pt') as f:
+            tree = json.loads(f.metadata()['cifar_fastai'])
+            if keys is not None: tree = dict(_dict=[[k, v] for k,v in tree['_dict'] if k in keys])
+            return _unpack(tree, f.get_tensor)
     except FileNotFoundError: raise UserError(f'There is no checkpoint {path}.') from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError): raise UserError(f'{path} is not a checkpoint of cifar_fastai, or not a whole one.') from None
 
