@@ -9,7 +9,7 @@ __all__ = ['maxpool', 'maxpool_valid', 'maxpool2', 'avgpool', 'avgpool_inside', 
            'v3_d', 'v3_e', 'inceptionv3', 'conv_eps', 'v4_stem', 'v4_a', 'v4_b', 'v4_c', 'v4_down_a', 'v4_down_b',
            'inceptionv4', 'ir_a', 'ir_b', 'ir_c', 'ir_stem', 'ir_down_a', 'ir_down_b', 'inception_resnet_v2', 'halve',
            'squeeze_layers', 'Branches', 'layer', 'chain', 'pool', 'inception', 'googlenet_module', 'v3_a', 'v3_c',
-           'fork', 'residual', 'fire', 'bypass', 'squeezenet']
+           'fork', 'residual', 'fire', 'bypass', 'conv_head']
 
 # %% ../../nbs/34_zoo.inception.ipynb #16186aa6
 import torch
@@ -66,17 +66,18 @@ maxpool,maxpool_valid,maxpool2 = pool(nn.MaxPool2d),pool(nn.MaxPool2d, padding=0
 # v3 counts the zeros of the padding into the mean at the border, v4 and Inception-ResNet do not
 avgpool,avgpool_inside = pool(nn.AvgPool2d),pool(nn.AvgPool2d, count_include_pad=False)
 
-# %% ../../nbs/34_zoo.inception.ipynb #d3be2f69
+# %% ../../nbs/34_zoo.inception.ipynb #5dc79b7f
 def inception(
     n_out:int, # number of classes
     in_chans:int, # input channels
     layers, # list of layers, as in the table above
     drop:float=0., # dropout in front of the classifier, 0 to 1
     conv=ConvBNAct, # called with `ni`, `nf`, `ks`, `stride`, `padding`
+    head=pool_head, # called with the channels, `n_out` and `drop`
 )->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "A network from the list of its layers, global average pool, dropout and a linear classifier"
+    "A network from the list of its layers, and a head: global average pool, dropout and a linear classifier"
     body,nf = chain(in_chans, layers, conv)
-    return nn.Sequential(*body, pool_head(nf, n_out, drop))
+    return nn.Sequential(*body, head(nf, n_out, drop))
 
 # %% ../../nbs/34_zoo.inception.ipynb #5b881a4e
 def googlenet_module(
@@ -178,23 +179,20 @@ def bypass(
     "An identity shortcut around some layers, as a layer of a `chain` (1602.07360)"
     return lambda ni,conv: Residual(chain(ni, specs, conv)[0])
 
-# %% ../../nbs/34_zoo.inception.ipynb #65e3a0fd
-def squeezenet(
+# %% ../../nbs/34_zoo.inception.ipynb #cf82609b
+def conv_head(
+    ni:int, # channels
     n_out:int, # number of classes
-    in_chans:int, # input channels
-    layers, # list of layers, as in the table above
-    drop:float=0.5, # dropout in front of the classifier, 0 to 1
-    conv=ConvBNAct, # called with `ni`, `nf`, `ks`, `stride`, `padding`
-)->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "Fire modules and a convolutional classifier (1602.07360)"
-    body,nf = chain(in_chans, layers, conv)
-    return nn.Sequential(*body, nn.Sequential(nn.Dropout(drop), nn.Conv2d(nf, n_out, 1), GlobalAvgPool()))
+    drop:float, # dropout in front of the classifier, 0 to 1
+)->nn.Sequential:
+    "A 1x1 convolution for a classifier, and the mean over the map (1602.07360)"
+    return nn.Sequential(nn.Dropout(drop), nn.Conv2d(ni, n_out, 1), GlobalAvgPool())
 
 # %% ../../nbs/34_zoo.inception.ipynb #21fb2bb3
 halve = lambda ni,conv: nn.MaxPool2d(2)
 squeeze_layers = [(96,3), halve, *fire(16,128), bypass(fire(16,128)), *fire(32,256), halve,
     bypass(fire(32,256)), *fire(48,384), bypass(fire(48,384)), *fire(64,512), halve, bypass(fire(64,512))]
 
-# %% ../../nbs/34_zoo.inception.ipynb #6eebcff3
-rows('inception', squeezenet, '1602.07360', squeezenet=dict(layers=squeeze_layers, conv=partial(ConvBNAct, bias=True),
+# %% ../../nbs/34_zoo.inception.ipynb #3538408e
+rows('inception', inception, '1602.07360', squeezenet=dict(layers=squeeze_layers, drop=0.5, conv=partial(ConvBNAct, bias=True), head=conv_head,
     note='BatchNorm after every convolution but the classifier; a 3x3 stem at stride 1 and 2x2 pools.'))
