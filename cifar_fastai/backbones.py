@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/backbones.html.md"""
 
 # %% auto #0
 __all__ = ['backbones', 'Backbone', 'rows', 'list_models', 'find_model', 'get_model', 'Summary', 'model_summary', 'zoo_contract',
-           'published', 'zoo_table']
+           'published', 'zoo_table', 'Rows', 'family_rows']
 
 # %% ../nbs/22_backbones.ipynb #e7dad946
 import copy, importlib, pkgutil
@@ -184,3 +184,19 @@ def zoo_table(
         confirmed = ref.get('independent_reference') or ref.get('confirmed_by', '')
         res.append(dict(name=name, family=row.family, **_cost(row, ref.get('gmacs')), paper=row.paper, confirmed_by=confirmed, published=top1.get(name, '')))
     return res
+
+# %% ../nbs/22_backbones.ipynb #da5f215d
+class Rows(list):
+    "Backbones that a notebook shows as a table"
+    def _repr_markdown_(self):
+        contract,lines = zoo_contract(),['name | built by | parameters | GMACs | paper | departs from the paper', '--- | --- | --: | --: | --- | ---']
+        for o in self:
+            cost = _cost(o, contract.get(o.name, {}).get('gmacs'))
+            paper = f'[{o.paper}](https://arxiv.org/abs/{o.paper})' if o.paper else ''
+            lines.append(' | '.join((o.name, f'`{o.build.__name__}`', f"{cost['params']:,}", f"{cost['gmacs']:.3f}", paper, o.note.rstrip('.'))))
+        return '\n'.join(f'| {o} |' for o in lines)
+    __repr__ = _repr_markdown_
+
+def family_rows(family:str)->Rows: # of one `Backbone` each
+    "The rows of a family, aliases left out"
+    return Rows(backbones[o] for o in list_models(family=family) if backbones[o].name==o)
