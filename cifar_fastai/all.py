@@ -24,3 +24,4 @@ from .resize import *
 from .learner import *
 from .checkpoint import *
 from .run import *
+from .experiments import *
