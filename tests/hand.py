@@ -67,7 +67,7 @@ def at(space, name, n, i):
 class AutoAugment(Hand):
     place = 0.1
     def batch(self, x, probs, rng):
-        t = tv.AutoAugment(tv.AutoAugmentPolicy.CIFAR10)
+        t = tv.AutoAugment(tv.AutoAugmentPolicy[self.t.policy.upper()])
         def draw(rng, b):
             subs,u = rng.integers(25, size=b),rng.random((2,b))
             rows = [[t._policies[s][r] for s in subs] for r in (0, 1)]
@@ -125,10 +125,22 @@ class RandomResizedCrop(Hand):
         def cut(o, b): return o if b is None else F.interpolate(o[None,:,b[0]:b[0]+b[2],b[1]:b[1]+b[3]], (32,32), mode='bilinear')[0]
         return torch.stack([cut(o, b) if i else o for o,b,i in zip(x, bs, on)]),probs
 
+def hashed(img, key):
+    "A number from 0 to 1 from an image's pixels, in Python's whole numbers"
+    s = sum(i*v for i,v in enumerate((img*100).round().long().flatten().tolist(), 1))%2**32 ^ key
+    for _ in range(2): s = (s ^ s>>16)*0x45d9f3b % 2**32
+    return (s ^ s>>16)/2**32
+
 class Flip(Hand):
-    place = 0.3
+    "At random; or, alternating, before all else: some images in even epochs, the others in odd ones"
+    place = property(lambda self: 0.05 if self.t.alternate else 0.3)
+    def start(self, model): self.odd = False
+    def after_epoch(self, model, batches): self.odd = not self.odd
     def batch(self, x, probs, rng):
-        on = torch.rand(len(x), generator=rng.gen('cpu'))<self.t.p
+        if self.t.alternate:
+            key = random.Random(rng.seed).getrandbits(32)
+            on = [(hashed(o, key)<self.t.p)!=self.odd for o in x]
+        else: on = torch.rand(len(x), generator=rng.gen('cpu'))<self.t.p
         return torch.stack([o.flip(2) if i else o for o,i in zip(x, on)]),probs
 
 class Cutout(Hand):

@@ -37,14 +37,20 @@ def teacher():
 # what a trick needs in these tests beside its defaults
 arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.), EMA=dict(decay=0.9),
     SWA=dict(start=0.), Lookahead=dict(k=2), GradientClip=dict(max_norm=0.5))
+# settings with which a trick takes another way: name and a word; they are held to what each trick is held to alone
+others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode='reflect'), 'AutoAugment svhn':dict(policy='svhn')}
 names = sorted(tricks)
+alone = names+list(others)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
 pairs = list(combinations(names, 2))
 triples = [t for t in combinations(names, 3) if set(t)&set(sharp)]
 
-def make(name):
-    a = arguments.get(name, {})
-    return tricks[name](**(a() if callable(a) else a))
+# the longest sensible chain
+chain = 'AutoAugment','RandomCrop','Flip','RandomErasing','RICAP','KD','SAM','GradientClip','EMA'
+
+def make(name, **kwargs):
+    a = arguments.get(kind := name.split()[0], {})
+    return tricks[kind](**{**(a() if callable(a) else a), **others.get(name, {}), **kwargs})
 
 def net(n_out=10):
     'A small network with what tricks have to get right: BatchNorm, dropout, a residual branch'
@@ -105,20 +111,20 @@ def refused(cbs):
     except UserError as e: return str(e)
 
 # 1 neutral
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 @pytest.mark.parametrize('learner', [plain_learner, partial(plain_learner, dtype=torch.float32), our_learner])
 def test_neutral(name, learner):
     'Switched off, the weights are bitwise those without it'
-    off = tricks[name](**{**(a() if callable(a:=arguments.get(name, {})) else a), **tricks[name].neutral})
+    off = make(name, **tricks[name.split()[0]].neutral)
     assert_same(state(fit(learner([off]))), state(fit(learner([]))))
 
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_does_something(name):
     'Switched on, it changes the weights, or what it keeps aside'
     on,off = fit(our_learner([make(name)])),fit(our_learner([]))
     assert any(not torch.equal(a, b) for a,b in zip(state(on).values(), state(off).values())) or on.cbs[-1].state_dict()
 
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_own_random_numbers(name):
     "A trick moves nobody else's random numbers: Python's, numpy's and torch's end where they end without it"
     ends = []
@@ -129,7 +135,7 @@ def test_own_random_numbers(name):
     assert ends[0]==ends[1]
 
 # 2 reference and 3 together
-@pytest.mark.parametrize('group', [(n,) for n in names]+pairs+triples, ids='+'.join)
+@pytest.mark.parametrize('group', [(n,) for n in alone]+pairs+triples+[chain], ids='+'.join)
 def test_by_hand(group):
     'Equal to a loop written out by hand, in float64: weights, buffers, momentum; or refused, naming every trick concerned'
     cbs = [make(n) for n in group]
@@ -145,7 +151,7 @@ def test_by_hand(group):
     buffers = [s['momentum_buffer'] for s in learn.opt.opt.state.values()]
     for a,b in zip(buffers, velocity.values()): assert torch.allclose(a, b, rtol=1e-8, atol=1e-9)
 
-@pytest.mark.parametrize('group', pairs+triples, ids='+'.join)
+@pytest.mark.parametrize('group', pairs+triples+[chain], ids='+'.join)
 def test_order_of_the_list(group):
     'The order of `cbs` changes nothing, bitwise: callbacks are sorted, so turning a list round exchanges every two that could be'
     back = group[::-1]
@@ -170,7 +176,7 @@ def left_behind(learn):
         pipes=pipes, hooks=hooks, data=[d.sum().item() for d in data], model=[type(m) for m in learn.model.modules()], logger=learn.logger,
         autocast=(torch.is_autocast_enabled('cpu'), torch.is_autocast_enabled('cuda')))
 
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_lr_find(name):
     '`lr_find` changes nothing that comes after'
     learn = our_learner([make(name)])
@@ -180,7 +186,7 @@ def test_lr_find(name):
     assert_same(state(learn), state(fit(our_learner([make(name)]), 1)))
 
 @pytest.mark.parametrize('when', 'before_batch after_pred after_loss before_backward after_backward before_step after_step after_batch'.split())
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_interrupt(name, when):
     'Broken off at any event, by Ctrl-C or an exception, nothing is left behind, and a refit is that of a new Learner with these weights'
     for learner,exc in ((our_learner, KeyboardInterrupt), (plain_learner, ZeroDivisionError('x'))):
@@ -196,7 +202,7 @@ def test_interrupt(name, when):
         assert_same(state(learn), state(twin))
 
 # 5 nothing left behind
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 @pytest.mark.parametrize('learner', [plain_learner, our_learner])
 def test_nothing_left(name, learner):
     'After a fit, everything but weights and optimizer is as before'
@@ -208,7 +214,7 @@ def test_nothing_left(name, learner):
     learn.remove_cb(cb)
     assert left_behind(learn)==bare
 
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_validation_is_plain(name):
     'Validation figures are those of the model that the Learner has after the fit: cross entropy and accuracy, computed here by hand'
     learn = our_learner([make(name)])
@@ -225,7 +231,7 @@ def test_validation_is_plain(name):
     assert acc == pytest.approx((p.argmax(1)==t).float().mean().item(), rel=1e-5)
     assert fit(our_learner([make(name)]), 1).validate()[0] == pytest.approx(loss, rel=1e-6)
 
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_lives_with_fastai(name, tmp_path):
     'Prediction, tta, show_batch, save, load, export and load_learner work with the trick on'
     learn = our_learner([make(name)], path=tmp_path)
@@ -245,7 +251,7 @@ def test_lives_with_fastai(name, tmp_path):
         img = learn.dls.valid_ds[0][0]
         with loaded.no_bar(): assert torch.allclose(loaded.predict(img)[2], preds[0], atol=1e-5)
 
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_accumulates(name):
     'Gradient accumulation over two halves of a batch runs, and moves the weights once'
     learn = our_learner([make(name), GradientAccumulation(26)])
@@ -254,7 +260,7 @@ def test_accumulates(name):
     fit(learn, 1)
     assert len(steps)==1 and all(v.isfinite().all() for v in state(learn).values())
 
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_bf16(name):
     'In bf16 equal to the loop written by hand under autocast, as near as bf16 goes'
     learn = plain_learner([make(name)], torch.float32).to_bf16()
@@ -271,10 +277,10 @@ def on_meta(cbs):
     learn.model.to('meta')
     return learn
 
-@pytest.mark.parametrize('name', names)
-def test_on_meta(name):
+@pytest.mark.parametrize('group', [(n,) for n in alone]+[chain], ids='+'.join)
+def test_on_meta(group):
     'Nothing a step does waits for the device or lands on another one: an epoch runs on the meta device'
-    fit(on_meta([make(name)]), 1)
+    fit(on_meta([make(n) for n in group]), 1)
 
 def test_meta_catches():
     'What the meta device is there to catch is caught'
@@ -289,7 +295,7 @@ class StopAt(Callback):
     def before_epoch(self):
         if self.epoch==self.at: raise KeyboardInterrupt
 
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_resume(name, tmp_path):
     'Stopped after an epoch and gone on with in a new Learner: bitwise the uninterrupted run, its checkpoint too'
     def run(file, seed=1, **kwargs):
@@ -312,7 +318,7 @@ class Tell(Callback):
     def after_batch(self):
         if self.training and (self.epoch,self.iter)==(1,self.batch): self.ckpt.signal = 'told'
 
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_resume_inside_an_epoch(name, tmp_path):
     'Told to end in the middle of an epoch, or in its last batch, and gone on with: bitwise the uninterrupted run'
     def run(file, cbs=(), seed=1, resume=False):
@@ -331,7 +337,7 @@ def test_resume_inside_an_epoch(name, tmp_path):
         assert (tmp_path/file).read_bytes()==(tmp_path/'a').read_bytes()
 
 # 8 picture
-@pytest.mark.parametrize('name', names)
+@pytest.mark.parametrize('name', alone)
 def test_picture(name):
     '`show_batch` with the trick on draws images and moves nothing'
     learn = our_learner([make(name)])

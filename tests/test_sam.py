@@ -11,7 +11,9 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
+from cifar_fastai.average import EMA
 from cifar_fastai.learner import wait_free
+from cifar_fastai.mixers import MixUp
 from cifar_fastai.sam import ASAM,SAM
 
 sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
@@ -106,32 +108,49 @@ def test_overflow_skips_the_step():
     assert all(torch.equal(a, b) for a,b in zip(model.parameters(), before.parameters()))
     assert all(b.isfinite().all() for b in model.buffers()) and not learn.opt.opt.state
 
-def _process(rank, port, sync, out):
+def small(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+
+def _process(rank, port, cbs, out):
     os.environ |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=2)
     set_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    learn = learner(batches(3, seed=rank), DistributedDataParallel(model), SAM(0.2, sync=sync))
+    model = small()
+    learn = learner(batches(3, seed=rank), DistributedDataParallel(model), cbs)
     learn.dls = DataLoaders(learn.dls.train, [])
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    if rank==0: torch.save(model.state_dict(), out)
+    learn.dls.c = 3
+    set_seed(rank) # each draws its own random numbers
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    torch.save(model.state_dict(), out+str(rank))
     dist.destroy_process_group()
+
+def two_processes(cbs, out):
+    'The weights of both replicas after a fit'
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (port, cbs, str(out)), nprocs=2)
+    return [torch.load(f'{out}{i}') for i in (0, 1)]
 
 @pytest.mark.parametrize('sync', [False, True])
 def test_two_processes(sync, tmp_path):
     'Under DDP each process perturbs by its own gradient, or all by the mean; the second gradients are averaged'
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (port, sync, str(tmp_path/'w')), nprocs=2)
     set_seed(0)
-    hand,velocity = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double(),{}
-    for pair in zip(batches(3, seed=0), batches(3, seed=1)):
+    hand,velocity = small(),{}
+    for pair in [*zip(batches(3, seed=0), batches(3, seed=1))]*2:
         if sync: gs = _synchronised(hand, pair, 0.2)
         else: gs = [sam_grads(hand, x, y, 0.2) for x,y in pair]
         step(hand, [(a+b)/2 for a,b in zip(*gs)], velocity)
-    for k,v in torch.load(tmp_path/'w').items(): assert torch.allclose(v, hand.state_dict()[k], rtol=1e-10), k
+    for w in two_processes(SAM(0.2, sync=sync), tmp_path/'w'):
+        for k,v in w.items(): assert torch.allclose(v, hand.state_dict()[k], rtol=1e-10), k
+
+@pytest.mark.slow
+def test_replicas_stay_equal(tmp_path):
+    'With other images, partners and shares in each process, mixed, clipped, averaged and at the worst point nearby, both replicas stay the same, bitwise'
+    a,b = two_processes([MixUp(), SAM(0.2), GradientClip(0.5), EMA(0.9)], tmp_path/'w')
+    set_seed(0)
+    start = small().state_dict()
+    for k in a: assert torch.equal(a[k], b[k]) and not torch.equal(a[k], start[k]), k
 
 def _synchronised(model, pair, rho):
     'Both second gradients at the point that the mean of the first ones leads to'
