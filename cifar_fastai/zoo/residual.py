@@ -148,9 +148,11 @@ def resnet(
     if p: regularize_branches(model, p)
     return kaiming_init_(model, **init) if init else model
 
-# %% ../../nbs/31_zoo.residual.ipynb #7d5cfbce
-_three,_deep = dict(strides=(1,2,2)),dict(widths=(256,512,1024,2048), branch=bottleneck_branch)
-rows('residual', resnet, '1512.03385', resnet18=dict(depths=(2,2,2,2)), resnet34=dict(depths=(3,4,6,3)), resnet50=dict(depths=(3,4,6,3), **_deep),
+# %% ../../nbs/31_zoo.residual.ipynb #4a58b001
+_stem = '3x3 stem without a pool for 32x32 images'
+_three,_flat = dict(strides=(1,2,2)),dict(note=_stem)
+_deep = dict(widths=(256,512,1024,2048), branch=bottleneck_branch, note=f'{_stem}; the stride in the 3x3 convolution, as in torchvision')
+rows('residual', resnet, '1512.03385', resnet18=dict(depths=(2,2,2,2), **_flat), resnet34=dict(depths=(3,4,6,3), **_flat), resnet50=dict(depths=(3,4,6,3), **_deep),
     resnet101=dict(depths=(3,4,23,3), **_deep), resnet152=dict(depths=(3,8,36,3), **_deep),
     resnet20=dict(depths=(3,3,3), widths=(16,32,64), stem=16, init=dict(mode='fan_in', types=(nn.Conv2d, nn.Linear)), **_three,
         note='projection shortcuts (option B), the paper pads with zeros (option A): 272,474 parameters, not 269,722'))
@@ -159,10 +161,10 @@ rows('residual', resnet, '1512.03385', resnet18=dict(depths=(2,2,2,2)), resnet34
 rows('residual', resnet, '1603.09382', stochastic_depth_resnet18=dict(depths=(2,2,2,2), p=0.5,
     note='one gate an image, not one a batch; kept branches are divided by their survival in training instead of multiplied by it in eval mode'))
 
-# %% ../../nbs/31_zoo.residual.ipynb #788fbfc1
+# %% ../../nbs/31_zoo.residual.ipynb #2b9b8833
 def _se(nf): return SEModule(nf, max(nf//16, 8)) # at least 8 hidden channels, as timm has it
 
-rows('residual', resnet, '1709.01507', senet=dict(depths=(2,2,2,2), after=_se), seresnet34=dict(depths=(3,4,6,3), after=_se),
+rows('residual', resnet, '1709.01507', senet=dict(depths=(2,2,2,2), after=_se, **_flat), seresnet34=dict(depths=(3,4,6,3), after=_se, **_flat),
     seresnet50=dict(depths=(3,4,6,3), after=_se, **_deep))
 
 # %% ../../nbs/31_zoo.residual.ipynb #1181db88
@@ -205,10 +207,12 @@ class SPP(nn.Module):
         x = self.squeeze(x)
         return self.mix(torch.cat([x] + [p(x) for p in self.pools], 1))
 
-# %% ../../nbs/31_zoo.residual.ipynb #000f9e18
+# %% ../../nbs/31_zoo.residual.ipynb #38fec641
 _pyramids = dict(N=None, A=[3], B=[5], C=[7], D=[3,5,7])
+def _pools(sizes): return f"max-pools of {', '.join(map(str, sizes))} at the end of every branch" if sizes else 'plain branches'
+
 rows('residual', resnet, '1611.05431', **{f'spp_d{d}_p{k}':dict(depths=((d-2)//9,)*3, widths=(256,512,1024), branch=partial(bottleneck_branch, groups=16, base=8),
-    after=v and partial(SPP, sizes=v), init=dict(mode='fan_in'), **_three) for d in (11, 20, 29) for k,v in _pyramids.items()})
+    after=v and partial(SPP, sizes=v), init=dict(mode='fan_in'), note=f'no paper: ResNeXt 16x8d with {_pools(v)}', **_three) for d in (11, 20, 29) for k,v in _pyramids.items()})
 
 # %% ../../nbs/31_zoo.residual.ipynb #19bd1b93
 _reg = dict(strides=(1,1,2,2), note='3x3 stem of 64 channels, the first two stages at stride 1; the ImageNet network has 32 and stride 2 everywhere')
@@ -232,8 +236,8 @@ def preact_resnet(
     model = nn.Sequential(ConvBNAct(in_chans, stem, norm=None, act=None), *blocks, norm_act(widths[-1]), pool_head(widths[-1], n_out))
     return kaiming_init_(model, **init) if init else model
 
-# %% ../../nbs/31_zoo.residual.ipynb #9c6d6cba
-rows('residual', preact_resnet, '1603.05027', preact_resnet=dict(depths=(2,2,2,2)), preact_resnet34=dict(depths=(3,4,6,3)),
+# %% ../../nbs/31_zoo.residual.ipynb #447df493
+rows('residual', preact_resnet, '1603.05027', preact_resnet=dict(depths=(2,2,2,2), **_flat), preact_resnet34=dict(depths=(3,4,6,3), **_flat),
     preact_resnet50=dict(depths=(3,4,6,3), **_deep), preact_resnet101=dict(depths=(3,4,23,3), **_deep))
 
 _wide = dict(stem=16, init=dict(mode='fan_out'), **_three)
