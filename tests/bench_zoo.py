@@ -9,6 +9,7 @@ import json,time
 from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median
+from typing import Annotated
 import torch,torch.nn.functional as F
 from fastcore.script import call_parse
 from cifar_fastai.backbones import get_model,list_models,zoo_contract
@@ -50,7 +51,7 @@ measures = dict(
 
 @call_parse
 def main(
-    what:str, # steps, deviations or learns
+    what:Annotated[str, dict(choices=tuple(measures))], # to measure
     minutes:float=60, # start no other backbone after that
     again:str='', # backbones to measure anew, with commas
 ):
