@@ -7,10 +7,11 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 # %% auto #0
 __all__ = ['turns', 'machine', 'bare_loop', 'epoch_cost', 'NoValidation', 'all_tricks', 'data_cost', 'save_bench']
 
-# %% ../nbs/80_bench.ipynb #6503ea8b
+# %% ../nbs/80_bench.ipynb #1a1e3bd4
 import json, platform, time
 from contextlib import suppress
 from statistics import median
+from types import SimpleNamespace
 from fastcore.xtras import atomic_save
 from fastai.vision.all import *
 from .core import *
@@ -65,23 +66,24 @@ def bare_loop(
         opt.step()
         opt.zero_grad()
 
-# %% ../nbs/80_bench.ipynb #941398c8
+# %% ../nbs/80_bench.ipynb #1c186a9f
 def epoch_cost(
     arch:str='resnet20', # name of a backbone
     dls=None, # `DataLoaders`; default the digits
     tricks:dict=None, # name -> list of callbacks, each timed as well, but for those that the backbone cannot have
     n:int=5, # rounds
+    base:str='bare', # compare with the 'bare' loop, or with a plain 'Learner'
 )->dict:
-    "Training epochs of a Learner, bare and with tricks, in turns with the bare loop"
+    "Training epochs of a Learner, plain and with tricks, in turns with `base`"
     dls = ifnone(dls, cifar_dls('digits'))
     ready,model = list(dls.train),get_model(arch, dls.c).to(dls.device, memory_format=torch.channels_last)
     opt = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    fs = dict(bare=partial(bare_loop, model, opt, ready))
+    fs = dict(bare=partial(bare_loop, model, opt, ready)) if base=='bare' else {}
     for name,cbs in ({'Learner':[]} | (tricks or {})).items():
         with suppress(UserError):
             _train_epoch(learn := cifar_learner(arch, dls, cbs=cbs, lr=0.01)) # some are refused before the first batch
             fs[name] = partial(_train_epoch, learn)
-    return turns(fs, 'bare', n)
+    return turns(fs, base, n)
 
 def _train_epoch(learn):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=NoValidation())
@@ -90,28 +92,56 @@ class NoValidation(Callback):
     "Leaves the validation part of an epoch out"
     def before_validate(self): raise CancelValidException
 
-# %% ../nbs/80_bench.ipynb #fba48fa4
-def all_tricks()->dict: # name -> list of one callback
-    "Every trick that needs no argument"
+# %% ../nbs/80_bench.ipynb #8f002547
+def all_tricks(
+    teacher=None, # a module, for the tricks that need one
+)->dict: # name -> list of one callback
+    "Every trick, but for those that want a teacher where there is none"
     def made(cls):
         try: return [cls()]
-        except TypeError: return None
+        except TypeError: return [cls(teacher)] if teacher else None
     return {k:cbs for k,cls in sorted(tricks.items()) if (cbs:=made(cls))}
 
-# %% ../nbs/80_bench.ipynb #a871fe6a
+# %% ../nbs/80_bench.ipynb #d0090a3d
+def _torchvision(ds, bs):
+    "torchvision's pipelines over all images of `ds`: crop, flip and normalise, with AutoAugment before it, and AutoAugment alone"
+    import torchvision.transforms as T
+    pils = [PILImage.create(o.permute(1,2,0).numpy()) for o in ds.x.cpu()]
+    auto = [T.AutoAugment(T.AutoAugmentPolicy.CIFAR10)]
+    rest = [T.RandomCrop(32, 4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize((0.4914,0.4822,0.4465), (0.2023,0.1994,0.2010))]
+    def epoch(ts, stack=torch.stack):
+        t = T.Compose(ts)
+        for i in torch.randperm(len(pils)).split(bs): stack([t(pils[j]) for j in i])
+    return partial(epoch, rest),partial(epoch, auto+rest),partial(epoch, auto, stack=noop)
+
+# %% ../nbs/80_bench.ipynb #c5a89e18
+def _ours(dl):
+    "The same three of this library"
+    t = AutoAugment()
+    t.learn = SimpleNamespace(dl=dl)
+    def plain():
+        for _ in dl: pass
+    def both():
+        with t.around_train(): plain()
+    def alone():
+        for x in dl.dataset.x.split(dl.bs): t.augment(x)
+    return plain,both,alone
+
+# %% ../nbs/80_bench.ipynb #2fa080fc
 def data_cost(
-    dls, # `DataLoaders` of this library
+    dls, # `DataLoaders` of this library, of images in colour
     n:int=5, # rounds
 )->dict:
-    "Gathering, crop, flip and normalisation of an epoch in turns with torchvision's pipeline on PIL images"
-    import torchvision.transforms as T
-    t = T.Compose([T.RandomCrop(32, 4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize((0.4914,0.4822,0.4465), (0.2023,0.1994,0.2010))])
-    pils = [PILImage.create(o.permute(1,2,0).numpy()) for o in dls.train_ds.x.cpu()]
-    def pil():
-        for i in torch.randperm(len(pils)).split(dls.train.bs): torch.stack([t(pils[j]) for j in i])
-    def ours():
-        for _ in dls.train: pass
-    return turns({'torchvision on PIL':pil, 'TensorDL':ours}, 'torchvision on PIL', n)
+    "Gathering and augmenting an epoch's images in turns with torchvision's pipeline on PIL images, on one thread"
+    names = ('{}', '{} with AutoAugment', '{}, AutoAugment alone')
+    res,threads = {},torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name,pil,ours in zip(names, _torchvision(dls.train_ds, dls.train.bs), _ours(dls.train)):
+            base = name.format('torchvision on PIL')
+            res |= turns({base:pil, name.format('TensorDL'):ours}, base, n)
+    finally: torch.set_num_threads(threads)
+    return res
 
 # %% ../nbs/80_bench.ipynb #95ee5f5f
 def save_bench(
