@@ -219,7 +219,7 @@ def cifar_zoo(
     if not rows: find_model(name)
     print(_table(rows) if rows else model_summary(name))
 
-# %% ../nbs/90_cli.ipynb #32004d07
+# %% ../nbs/90_cli.ipynb #29888076
 @command
 def cifar_bench(
     dataset:str='digits', # data set, or folder or archive of images
@@ -230,10 +230,13 @@ def cifar_bench(
     out:str='bench.json', # file for the figures
     data:str=None, # the data in words, for the file (default: data set and fraction)
 ):
-    "Measure what an epoch costs beside a bare PyTorch loop, and the data beside torchvision's pipeline"
+    "Measure an epoch beside a bare PyTorch loop, every trick beside a plain Learner, and the data beside torchvision's pipeline"
+    from cifar_fastai.backbones import get_model
     from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,save_bench
     from cifar_fastai.data import cifar_dls
     dls = cifar_dls(dataset, fraction=fraction, bs=bs)
-    figures = dict(epoch=epoch_cost(model, dls, all_tricks(), rounds), data_cost=data_cost(dls, rounds))
-    save_bench(out, data or f'{dataset}, {len(dls.train_ds):,} images', **figures)
+    ts = all_tricks(get_model(model, dls.c))
+    figures = dict(epoch=epoch_cost(model, dls, {k:ts[k] for k in ('MixUp','SAM')}, rounds))
+    figures |= dict(tricks=epoch_cost(model, dls, ts, rounds, base='Learner'), data_cost=data_cost(dls, rounds))
+    save_bench(out, data or f'{dataset}, {len(dls.train_ds):,} images', settings=dict(model=model, bs=bs, rounds=rounds), **figures)
     for k,v in figures.items(): print(_table([{k:name, 'ratio':f"{r['ratio']:.3f}", 'seconds':f"{r['seconds']:.2f}"} for name,r in v.items()]), end='\n\n')
