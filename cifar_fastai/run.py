@@ -9,9 +9,9 @@ __all__ = ['read_log', 'plot_log', 'RunFolder', 'data_digest', 'environment', 'r
            'recipe_fit', 'memory_needed', 'memory_there', 'run_device', 'check_runs', 'deterministic', 'locked', 'Busy',
            'Stopped', 'top5', 'run_monitors', 'train', 'report']
 
-# %% ../nbs/62_run.ipynb #bf64254b
-import csv, hashlib, json, os, platform, shutil, subprocess
-from contextlib import nullcontext
+# %% ../nbs/62_run.ipynb #955ae658
+import csv, hashlib, json, os, platform, subprocess
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 import matplotlib.pyplot as plt
@@ -251,7 +251,7 @@ def deterministic(on:bool=True):
         torch.use_deterministic_algorithms(was, warn_only=warn)
         cudnn.deterministic,cudnn.benchmark = old
 
-# %% ../nbs/62_run.ipynb #635044ff
+# %% ../nbs/62_run.ipynb #aeb40100
 def _finished(folder, cfg, resume):
     "Is the run `cfg` in `folder` finished? Refuses a folder that holds another, or this one broken off"
     if not (folder/'config.yaml').exists(): return False
@@ -265,9 +265,16 @@ def _finished(folder, cfg, resume):
     where = f"{at['epoch']} of {cfg['epochs']} epochs" + (f" and {at['iter']} batches" if 'iter' in at else '')
     raise UserError(f'{folder} holds this run, broken off after {where}: go on with --resume True, or give this one another --name.')
 
+def _remove(folders):
+    "Remove folders of which nothing came"
+    for o in folders:
+        (o/'.lock').unlink(missing_ok=True)
+        with suppress(OSError): o.rmdir()
+
 @contextmanager
 def locked(folder):
     "Hold the run in `folder`, or be told that another process does"
+    new = [o for o in (folder, *folder.parents) if not o.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try: lock = FileLock(folder/'.lock').acquire(timeout=0)
     except Timeout: raise Busy(f'{folder} is being run by another process: leave it to that one, or give this run another --name.') from None
@@ -275,7 +282,7 @@ def locked(folder):
         for o in folder.glob('*tmp'): o.unlink() # of a process that was killed while it wrote
         try: yield
         finally:
-            if os.listdir(folder)==['.lock']: shutil.rmtree(folder) # nothing came of it
+            if os.listdir(folder)==['.lock']: _remove(new)
 
 # %% ../nbs/62_run.ipynb #da072be3
 class Busy(UserError):

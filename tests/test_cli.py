@@ -1,11 +1,11 @@
-'The commands: what a run leaves, what is refused and how, and going on after a kill.'
-import csv,json,os,signal,subprocess,sys,time
+'The commands: what is refused and how, where settings come from, and that the published commands work.'
+import json,shlex
+from dataclasses import asdict,replace
 from pathlib import Path
 import pytest
-from safetensors import safe_open
-from cifar_fastai.cli import cifar_bench,cifar_train,cifar_zoo
-
-small = '--dataset digits --model resnet20 --half True --bs 64 --sched onecycle --lr 0.05 --mixup True'.split()
+from cifar_fastai.cli import cifar_bench,cifar_lr_find,cifar_reproduce,cifar_train,cifar_zoo
+from cifar_fastai.experiments import experiment,experiments
+from cifar_fastai.recipe import Recipe
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
@@ -34,7 +34,16 @@ def refused(capsys, cmd, argv):
     (['--bs', 'many'], "invalid int value: 'many'"),
     (['--sam', 'maybe'], "'maybe' must be True or False"),
     (['--epochs', '0'], 'epochs is 0: it must be a number 1 or more'),
-    (['--milestones', '60;120'], 'write the epochs with commas between them')])
+    (['--milestones', '60;120'], 'write the epochs with commas between them'),
+    (['--row', '3.9/ss64_cx'], "no experiment '3.9/ss64_cx': did you mean '3.9/ss64_c"),
+    (['--config', 'no.yaml'], 'no.yaml cannot be read'),
+    (['--tricks', 'EMMA(0.9)', '--model', 'resnet20'], "no trick 'EMMA': did you mean 'EMA'"),
+    (['--tricks', 'EMA(0.9', '--model', 'resnet20'], 'write them as "EMA(0.99) ShakeDrop()"'),
+    (['--tricks', 'EMA(decy=1)', '--model', 'resnet20'], 'EMA cannot be made of these arguments'),
+    (['--fast', '--half', '--dataset', 'digits'], 'half and fast each say which part'),
+    (['--fraction', '2', '--dataset', 'digits'], 'fraction is 2.0'),
+    (['--gpu', '7', '--dataset', 'digits'], "There is no GPU '7' here"),
+    (['--model', 'pyramidnet272', '--bs', '1000000', '--dataset', 'digits'], 'GiB or more')])
 def test_refused(capsys, argv, says):
     'One sentence with what was wrong and what would be right, exit code 2, no traceback'
     assert says in refused(capsys, cifar_train, argv)
@@ -53,37 +62,120 @@ def test_bench(capsys):
     got = json.loads(Path('bench.json').read_text())
     assert got['data']=='digits, 30 images' and 0.2<got['epoch']['bare']['ratio']<5 and got['epoch']['SAM']['ratio']>0 and 'ProgressiveResize' not in got['epoch'] and 'TensorDL' in got['data_cost']
 
-def test_run(capsys):
-    'A run leaves what it says, is not run twice, and its folder is refused to another'
-    cifar_train(argv=small+['--epochs', '2', '--name', 'a', '--nw', '4'])
-    out,err = capsys.readouterr()
-    assert 'exps/a/666/ holds log.csv' in out and '--nw has no meaning here' in err
-    folder = Path('exps/a/666')
-    assert {o.name for o in folder.iterdir()}=={'config.json', 'log.csv', 'curves.png', 'last.safetensors', 'best.safetensors'}
-    rows = list(csv.DictReader(open(folder/'log.csv')))
-    assert list(rows[0])=='epoch train_loss valid_loss accuracy seconds'.split() and [r['epoch'] for r in rows]==['0', '1']
-    assert json.loads((folder/'config.json').read_text())['mixup'] is True
-    with safe_open(folder/'best.safetensors', 'pt') as f: assert '0.0.weight' in f.keys()
-    before = {o:o.stat().st_mtime_ns for o in folder.iterdir()}
-    cifar_train(argv=small+['--epochs', '2', '--name', 'a'])
-    assert {o:o.stat().st_mtime_ns for o in folder.iterdir()}==before
-    with pytest.raises(SystemExit): cifar_train(argv=small+['--epochs', '3', '--name', 'a'])
-    assert 'epochs 2 there and 3 here' in capsys.readouterr().err
+@pytest.mark.parametrize('argv,says', [
+    (['--table', '3.99'], "no table '3.99': did you mean '3.9'"), ([], 'Nothing was asked for'), (['--rows', '3.9/x*'], "no experiment '3.9/x*'"),
+    (['--table', '3.9', '--seeds', '0'], 'seeds is 0'), (['--tabel', '3.9'], "no flag '--tabel': did you mean '--table'")])
+def test_reproduce_refused(capsys, argv, says):
+    'The same for a sweep'
+    assert says in refused(capsys, cifar_reproduce, argv)
 
-def test_killed_and_resumed(capsys):
-    'Killed in the second epoch and gone on with: the checkpoint is bitwise that of the uninterrupted run'
-    argv = small+['--epochs', '3', '--sam', 'True']
-    p = subprocess.Popen([sys.executable, '-c', f'from cifar_fastai.cli import cifar_train; cifar_train(argv={argv + ["--name", "b"]})'], stdout=subprocess.DEVNULL)
-    last = Path('exps/b/666/last.safetensors')
-    start = time.time()
-    while not last.exists() and time.time()-start<300: time.sleep(0.05)
-    time.sleep(0.5)
-    os.kill(p.pid, signal.SIGKILL)
-    p.wait()
-    with pytest.raises(SystemExit): cifar_train(argv=argv+['--name', 'b'])
-    assert 'go on with --resume' in capsys.readouterr().err
-    cifar_train(argv=argv+['--name', 'b', '--resume', 'True'])
-    cifar_train(argv=argv+['--name', 'c'])
-    assert last.read_bytes()==Path('exps/c/666/last.safetensors').read_bytes()
-    logs = [[{k:v for k,v in r.items() if k!='seconds'} for r in csv.DictReader(open(f'exps/{n}/666/log.csv'))] for n in 'bc']
-    assert logs[0]==logs[1] and len(logs[0])==3
+@pytest.mark.parametrize('text,says', [('modle: resnet20', "no setting in run.yaml 'modle': did you mean 'model'"), ('bs: many', "run.yaml: bs is 'many'"),
+    ('- resnet20', 'run.yaml has no settings'), ('a: [', 'run.yaml is not YAML'), ('sam: perhaps', "run.yaml: sam is 'perhaps'")])
+def test_config_refused(capsys, text, says):
+    'A file with settings that are not there or cannot be'
+    Path('run.yaml').write_text(text)
+    with pytest.raises(SystemExit) as e: cifar_train(argv=['--config', 'run.yaml'])
+    err = capsys.readouterr().err
+    assert e.value.code==2 and says in err and err.count('\n')==1 and [o.name for o in Path().iterdir()]==['run.yaml']
+
+def resolved(monkeypatch, argv):
+    'The recipe and the other arguments with which `cifar-train` would train'
+    import cifar_fastai.run as run
+    seen = []
+    monkeypatch.setattr(run, 'train', lambda recipe,*args: seen.append((recipe, args)))
+    monkeypatch.setattr(run, 'report', lambda folder: '')
+    cifar_train(argv=argv)
+    return seen[0]
+
+def test_precedence(monkeypatch, capsys):
+    'Command line, then file, then row, then default'
+    Path('run.yaml').write_text('model: resnet20\nepochs: 8\nweight-decay: 1e-3\n')
+    argv = '--config run.yaml --row 3.9/ss64_cm --epochs 3 --gradient_clip=1.5'.split()
+    r,(name,*_) = resolved(monkeypatch, argv)
+    assert r==replace(experiment('3.9/ss64_cm').recipe, model='resnet20', epochs=3, weight_decay=1e-3, gradient_clip=1.5)
+    assert name=='3.9-ss64_cm_resnet20_epochs3_weight_decay0.001_gradient_clip1.5'
+    capsys.readouterr()
+    cifar_train(argv=argv+['--print-config'])
+    shown = {l.split(':')[0]:l for l in capsys.readouterr().out.splitlines()}
+    for k,source in dict(model='run.yaml', epochs='command line', bs='row 3.9/ss64_cm', seed='default').items(): assert shown[k].endswith(f'# {source}')
+    Path('again.yaml').write_text('\n'.join(shown.values()))
+    assert resolved(monkeypatch, ['--config', 'again.yaml'])[0]==r
+
+# as published beside the tables and in the reference's run script, but for backbones that are not here
+transformers = [f"--model '{m}' --name \"{m}\" --sched 'cosine' --epochs 200" + (' --lr 0.01' if m[0]=='c' or m[:4]=='swin' else '')
+    for m in 'vision_transformer mobilevit_s mobilevit_xs mobilevit_xxs coatnet_0 coatnet_1 coatnet_2 coatnet_3 cvt swin_t swin_s swin_b'.split()]
+wideresnets = ['--dataset cifar10'+o for o in ('', ' --ricap True', ' --random-erase True', ' --mixup True')]
+shakes = [f"--model 'shake_resnet26_2x64d' {o} --sched 'cosine' --epochs 200" for o in ('--name "base_shake"', '--cutout True  --name "shakeC"',
+    '--mixup True --name "shakeM"', '--cutout True --mixup True --name "shakeMC"')]
+divide = ["""--model 'pyramidnet272' --name 'divide-co-train' --autoaugmentation True --random-erase True --mixup True --epochs 300 --sched 'warmcosine'
+    --optims 'nesterov' --bs 128 --root 'somewhere'"""]
+letters = dict(c='--cutout True', m='--mixup True', a='--autoaugmentation True', r='--random-erase True')
+pairs = {n:f"--model 'shake_resnet26_2x64d' --name 'ss64_{n}' {' '.join(letters[o] for o in n if n!='orgin')} --bs 64" for n in 'orgin c m a r cm ca cr ma mr ar'.split()}
+spps = [f"--model 'spp_d{d}_p{p}' --name \"spp_d{d}_p{p}\" --sched 'cosine' --epochs 200 --fast True --dataset \"cifar10\"" for d in (11, 20, 29) for p in 'NABCD']
+others = ['--model \'resnet20\' --name "fast_training" --sched \'cosine\' --epochs 1 --cutout True --sched "cosine" --lr 0.6 --bs 512 --nw 0 --fast True',
+    "--model 'convnext_tiny' --name \"convnext_tiny\" --optims adamw --epochs 200 --lr 0.01 --bs 128 --nw 4",
+    "--model 'cct_7_3x1' --name \"cct\" --sched 'warmcosine' --epochs 200 --cutout False --lr 5e-4 --bs 128 --nw 4 --optims \"sgd\" --weight-decay 3e-2 --gradient_clip 2.0",
+    "--model 'poolformer_s12' --name \"poolformer_s12_dim128\" --sched 'cosine' --epochs 200 --lr 0.01"]
+published = transformers + wideresnets + shakes + divide + [*pairs.values()] + spps + others
+
+@pytest.mark.parametrize('command', published)
+def test_published_commands(monkeypatch, capsys, command):
+    'Each resolves to what it says, and trains for two steps (on digits, two at a time)'
+    from fastai.callback.core import Callback,CancelFitException
+    from cifar_fastai.run import recipe_fit,recipe_learner
+    argv = shlex.split(command)
+    r,(name,root,*_) = resolved(monkeypatch, argv)
+    said = dict(zip([o[2:].replace('-', '_') for o in argv[::2]], argv[1::2]))
+    assert name==said.pop('name', None) and root==said.pop('root', None) and capsys.readouterr().err.count('--nw has no meaning')==('nw' in said)
+    for k,v in said.items():
+        if k!='nw': assert getattr(r, k)==type(getattr(r, k))(v=='True' if v in ('True', 'False') else v), k
+    assert [k for k,v in asdict(r).items() if v!=getattr(Recipe(), k)]==[k for k in asdict(r) if k in said and getattr(r, k)!=getattr(Recipe(), k)]
+    class TwoSteps(Callback):
+        steps = 0
+        def after_step(self): self.steps += 1
+        def after_batch(self):
+            if self.training and self.steps==2: raise CancelFitException
+    learn,two = recipe_learner(replace(r, dataset='digits', bs=2)),TwoSteps()
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    with learn.no_bar(), learn.no_logging(): recipe_fit(learn, r, two)
+    assert two.steps==2 and learn.train_iter==2 and any((a!=b).any() for a,b in zip(before, learn.model.parameters()))
+
+@pytest.mark.parametrize('table,commands', [('3.2', wideresnets), ('3.9', [*pairs.values()]), ('3.10', spps), ('1.0', transformers)])
+def test_commands_are_rows(monkeypatch, table, commands):
+    'What the published commands say is what the published rows are'
+    rows = {e.id.split('/')[1]:e.recipe for e in experiments(f'{table}/*')}
+    for command in commands:
+        r,(name,*_) = resolved(monkeypatch, shlex.split(command))
+        if table=='3.2': assert r in rows.values()
+        elif name in rows: assert r==rows.pop(name)
+    assert table=='3.2' or not rows
+
+def test_lr_find(capsys):
+    '`cifar-lr-find` suggests a rate and draws the curve'
+    cifar_lr_find(argv='--dataset digits --model toynet_s1_k3 --bs 64 --num-it 30 --mixup'.split())
+    out = capsys.readouterr().out
+    assert 1e-6 < float(out.split('learning rate: ')[1].split()[0]) < 10 and Path('lr_find.png').read_bytes()[:4]==b'\x89PNG'
+
+def test_dry_run(capsys):
+    'What is to run, and about how long it takes, or why it cannot'
+    argv = '--table 3.5 --seeds 2 --dataset digits --model toynet_s1_k3 --epochs 2 --dry-run'.split()
+    cifar_reproduce(argv=argv)
+    out = capsys.readouterr().out
+    assert out.count('missing')==8 and out.count('about')==9 and 'in all' in out and not list(Path().iterdir())
+    cifar_reproduce(argv=argv+['--bs', '10000000'])
+    assert capsys.readouterr().out.count('GiB or more')==8
+
+def test_sweep(capsys):
+    'A sweep runs what is missing, one row failing does not stop it, and it is not run again'
+    argv = '--table 3.5 --dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64'.split()
+    broken = Path('exps/3.5-shake_resnet26_2x64d_cutout_toynet_s1_k3_digits_bs64_fraction0.1_epochs1/0')
+    broken.mkdir(parents=True)
+    (broken/'config.yaml').write_text('a: [')
+    with pytest.raises(SystemExit) as e: cifar_reproduce(argv=argv)
+    out,err = capsys.readouterr()
+    assert e.value.code==1 and out.count('accuracy')==3 and err.count('\n')==1 and 'cutout seed 0: ' in err and 'config.yaml is not YAML' in err
+    runs = sorted(Path('exps').glob('*/0/log.csv'))
+    before = [o.stat().st_mtime_ns for o in runs]
+    (broken/'config.yaml').unlink()
+    cifar_reproduce(argv=argv)
+    assert [o.stat().st_mtime_ns for o in runs]==before and (broken/'log.csv').exists()

@@ -1,0 +1,257 @@
+"Runs: what they leave, going on after a kill at any moment, full disks, two processes at once, files that are not what they should be."
+import csv,errno,json,os,random,shutil,signal,subprocess,sys,time
+from contextlib import suppress
+from pathlib import Path
+import pytest
+from fastcore import xtras
+from safetensors import safe_open
+from cifar_fastai import run,tree
+from cifar_fastai.cli import cifar_train
+from cifar_fastai.core import UserError
+from cifar_fastai.recipe import Recipe,read_config
+from cifar_fastai.run import train
+
+files = ['.lock', 'best.safetensors', 'config.yaml', 'curves.png', 'environment.json', 'last.safetensors', 'log.csv']
+small = '--dataset digits --model toynet_s1_k3 --half --bs 32 --sched onecycle --lr 0.05 --mixup'.split()
+timed = 'seconds', 'images_per_second', 'peak_memory_mib'
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    'Runs lie in a folder of their own'
+    monkeypatch.chdir(tmp_path)
+
+def log(name):
+    'A log without the columns that differ from run to run'
+    with open(f'exps/{name}/666/log.csv') as f: return [{k:v for k,v in r.items() if k not in timed} for r in csv.DictReader(f)]
+
+def last(name): return Path(f'exps/{name}/666/last.safetensors')
+
+def as_the_checkpoint_has_it(path):
+    'A checkpoint without the columns of its log that differ from run to run'
+    sd = tree.load_tree(path)
+    for r in sd['tricks']['RunFolder']['rows']:
+        for k in timed: r.pop(k)
+    for v in sd['recorder']['values']: del v[-2:] # the monitors of time and memory
+    sd['random']['rng'].pop('torch_deterministic') # what --deterministic sets
+    tensors = {}
+    return json.dumps(tree._pack(sd, tensors)),[t.numpy().tobytes() for t in tensors.values()]
+
+def assert_same_end(a, b):
+    assert log(a)==log(b)
+    assert as_the_checkpoint_has_it(last(a))==as_the_checkpoint_has_it(last(b))
+    assert last(a).with_name('best.safetensors').read_bytes()==last(b).with_name('best.safetensors').read_bytes()
+
+def refused(capsys, argv):
+    'The sentence with which `argv` is refused'
+    with pytest.raises(SystemExit) as e: cifar_train(argv=argv)
+    err = capsys.readouterr().err
+    assert e.value.code==2 and err.count('\n')==1 and 'Traceback' not in err
+    return err
+
+def contents(folder): return {o.name:o.read_bytes() for o in folder.iterdir() if o.is_file()}
+
+def test_run(capsys):
+    'A run leaves what it says, is not run twice, and its folder is refused to another'
+    argv = small+['--epochs', '2', '--name', 'a']
+    cifar_train(argv=argv+['--nw', '4', '--tensorboard'])
+    out,err = capsys.readouterr()
+    assert 'exps/a/666/ holds log.csv' in out and '--nw has no meaning here' in err
+    folder = Path('exps/a/666')
+    assert sorted(o.name for o in folder.iterdir())==sorted([*files, 'tensorboard'])
+    with open(folder/'log.csv') as f: rows = list(csv.DictReader(f))
+    assert list(rows[0])=='epoch lr train_loss valid_loss accuracy top5 train_accuracy images_per_second peak_memory_mib seconds'.split()
+    assert [r['epoch'] for r in rows]==['0', '1'] and all(float(r['accuracy'])<=float(r['top5'])<=1 for r in rows)
+    cfg,env = read_config(folder/'config.yaml'),json.loads((folder/'environment.json').read_text())
+    assert cfg['mixup'] is True and cfg['row'] is None and Recipe(**{k:v for k,v in cfg.items() if k!='row'}).epochs==2
+    assert env['data']['train_images']==749 and env['data']['test_images']==299 and env['threads']==1 and env['torch']
+    with safe_open(folder/'best.safetensors', 'pt') as f: assert all('weight' in k or 'bias' in k or 'num_batches' in k or 'running' in k for k in f.keys())
+    for f in folder.glob('*.safetensors'): assert b'pickle' not in f.read_bytes()
+    before = contents(folder)
+    cifar_train(argv=argv)
+    assert contents(folder)==before
+    assert 'epochs 2 there and 3 here' in refused(capsys, small+['--epochs', '3', '--name', 'a'])
+
+def test_tensorboard():
+    'Events hold the log'
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    cifar_train(argv=small+['--epochs', '2', '--name', 'a', '--tensorboard'])
+    seen = EventAccumulator('exps/a/666/tensorboard').Reload()
+    assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in seen.Scalars('accuracy')]==[(int(r['epoch']), float(r['accuracy'])) for r in log('a')]
+
+def test_same_bits_twice(capsys):
+    'The same recipe, seed and machine give the same log and weights twice; another seed others'
+    for name,more in dict(a=[], b=['--deterministic'], c=['--seed', '1']).items(): cifar_train(argv=small+['--epochs', '2', '--name', name, '--cutout', '--autoaugmentation', *more])
+    assert_same_end('a', 'b')
+    assert log('a')!=[{k:v for k,v in r.items() if k not in timed} for r in csv.DictReader(open('exps/c/1/log.csv'))]
+    import torch
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+
+# a process that has everything imported forks one for each run
+server = """
+import os,sys
+import cifar_fastai.run,cifar_fastai.experiments,cifar_fastai.zoo.plain,sklearn.datasets
+from cifar_fastai.cli import cifar_train
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        os.setpgid(0, 0)
+        sys.stdin.close()
+        for o in (1, 2): os.dup2(os.open(os.devnull, os.O_WRONLY), o)
+        cwd,*argv = line.split()
+        os.chdir(cwd)
+        cifar_train(argv=argv)
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+class Server:
+    'Starts runs as processes of their own'
+    def __init__(self): self.p = subprocess.Popen([sys.executable, '-c', server], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def start(self, argv):
+        self.p.stdin.write(' '.join([os.getcwd(), *argv])+'\n')
+        self.p.stdin.flush()
+        return int(self.p.stdout.readline())
+    def ended(self): return int(self.p.stdout.readline())
+
+def wait_for(path, seconds=120):
+    start = time.time()
+    while not Path(path).exists():
+        assert time.time()-start<seconds, f'no {path} after {seconds} s'
+        time.sleep(0.02)
+
+@pytest.fixture(scope='module')
+def processes():
+    s = Server()
+    yield s
+    s.p.kill()
+
+def check_whole(name):
+    'Every file that is there is whole'
+    folder = Path(f'exps/{name}/666')
+    if (folder/'config.yaml').exists(): assert read_config(folder/'config.yaml')['mixup'] is True
+    if (folder/'environment.json').exists(): json.loads((folder/'environment.json').read_text())
+    if (folder/'log.csv').exists(): run.read_log(folder/'log.csv')
+    for o in folder.glob('*.safetensors'):
+        with safe_open(o, 'pt') as f: assert all(f.get_tensor(k) is not None for k in f.keys())
+
+@pytest.mark.parametrize('kills,tricks', [(3, 'EMA(0.9)'), pytest.param(20, 'EMA(0.9) Lookahead(k=3) SWA(0.5)', marks=pytest.mark.slow)])
+def test_killed(processes, kills, tricks):
+    'Killed at random moments and gone on with: bitwise the uninterrupted run, no corrupt file, no lost epoch that a checkpoint had'
+    argv = small+['--epochs', '8', '--sam', '--tricks', tricks.replace(' ', ',')]
+    start = time.time()
+    processes.start(argv+['--name', 'whole'])
+    assert processes.ended()==0
+    took,rng,killed,had = time.time()-start,random.Random(0),0,0
+    while killed<kills:
+        pid = processes.start(argv+['--name', 'killed', '--resume'])
+        time.sleep(rng.uniform(0, 1.2*took/(kills if had<7 else 1)**0.5))
+        with suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
+        if processes.ended()==0: # it was done before
+            assert_same_end('killed', 'whole')
+            shutil.rmtree('exps/killed')
+            had = 0
+            continue
+        killed += 1
+        check_whole('killed')
+        now = tree.load_tree(last('killed'), ['epoch'])['epoch'] if last('killed').exists() else 0
+        assert now>=had
+        had = now
+    processes.start(argv+['--name', 'killed', '--resume'])
+    assert processes.ended()==0
+    assert_same_end('killed', 'whole')
+    assert sorted(o.name for o in Path('exps/killed/666').iterdir())==files
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end(processes, signum):
+    'SIGTERM, or Ctrl-C, saves after the batch, and a resume goes on from it bit for bit'
+    argv = small+['--epochs', '4', '--bs', '8']
+    pid = processes.start(argv+['--name', 'told'])
+    wait_for(last('told'))
+    os.kill(pid, signum)
+    assert processes.ended()==128+signum
+    at = tree.load_tree(last('told'), ['epoch', 'iter'])
+    assert 1<=at['epoch']<4
+    cifar_train(argv=argv+['--name', 'told', '--resume'])
+    cifar_train(argv=argv+['--name', 'whole'])
+    assert_same_end('told', 'whole')
+
+def test_told_what_happened(capsys, monkeypatch):
+    'A run that is told to end says where it stands and how to go on; without --resume it is refused'
+    from cifar_fastai.checkpoint import Checkpoint
+    def told(self):
+        if self.training and (self.epoch,self.iter)==(1,3): os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(Checkpoint, 'before_batch', told, raising=False)
+    argv = small+['--epochs', '3', '--name', 'a']
+    with pytest.raises(SystemExit) as e: cifar_train(argv=argv)
+    assert e.value.code==143 and 'told to end (SIGTERM); all is saved, after epoch 1 and 4 batches: go on with --resume True' in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM)==signal.SIG_DFL and signal.getsignal(signal.SIGINT)==signal.default_int_handler
+    assert 'broken off after 1 of 3 epochs and 4 batches: go on with --resume True' in refused(capsys, argv)
+
+def test_disk_full(capsys, monkeypatch):
+    'The run stops with one sentence, the checkpoint before is whole, and with room again it goes on to the same end'
+    argv = small+['--epochs', '4', '--name']
+    cifar_train(argv=argv+['whole'])
+    real,room,kept = os.fsync,[11],{}
+    def fsync(fd):
+        room[0] -= 1
+        if room[0]<0:
+            kept.update(kept or contents(Path('exps/full/666')))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd)
+    monkeypatch.setattr(os, 'fsync', fsync)
+    capsys.readouterr()
+    assert 'could not be written (No space left on device): what was there before is whole' in refused(capsys, argv+['full'])
+    monkeypatch.setattr(os, 'fsync', real)
+    check_whole('full')
+    assert contents(Path('exps/full/666'))=={k:v for k,v in kept.items() if not k.endswith('tmp')} and last('full').exists()
+    cifar_train(argv=argv+['full', '--resume'])
+    assert_same_end('full', 'whole')
+
+def test_two_processes(capsys, processes):
+    'The second is told so, and leaves the run alone'
+    argv = small+['--epochs', '40', '--bs', '8', '--name', 'a']
+    pid = processes.start(argv)
+    wait_for('exps/a/666/log.csv')
+    assert 'is being run by another process: leave it to that one' in refused(capsys, argv+['--resume'])
+    os.kill(pid, signal.SIGKILL)
+    assert processes.ended()==-9
+    check_whole('a')
+
+@pytest.mark.parametrize('name', ['config.yaml', 'last.safetensors'])
+@pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b'', lambda b: b'\x80\x04no such thing', lambda b: b[:40]+b'\xff'*40+b[80:]])
+def test_spoilt_files(capsys, spoil, name):
+    'A file that is not what it should be is told in one sentence, and nothing is written over'
+    argv = small+['--epochs', '1', '--fraction', '0.1', '--name', 'a']
+    argv.remove('--half')
+    cifar_train(argv=argv)
+    capsys.readouterr()
+    f = Path('exps/a/666')/name
+    f.write_bytes(spoil(f.read_bytes()))
+    before = contents(f.parent)
+    assert f.name in refused(capsys, argv+['--resume']) or name=='config.yaml'
+    assert contents(f.parent)==before
+
+def test_foreign_checkpoint(capsys):
+    'The checkpoint of another network, or with other tricks, is refused, and kept'
+    for n,more in dict(a=['--model', 'resnet20'], b=['--tricks', 'EMA(0.9)'], c=[]).items():
+        cifar_train(argv=[o for o in small if o!='--half']+['--fraction', '0.1', '--epochs', '2', '--name', n, *more])
+    capsys.readouterr()
+    for other,says in dict(a='the weights of another network', b='was made with the tricks').items():
+        shutil.copy(last(other), last('c'))
+        sd = tree.load_tree(last('c'))
+        tree.save_tree(last('c'), sd | dict(epoch=1))
+        before = contents(last('c').parent)
+        assert says in refused(capsys, [o for o in small if o!='--half']+['--fraction', '0.1', '--epochs', '2', '--name', 'c', '--resume'])
+        assert contents(last('c').parent)==before
+
+def test_missing_extra(capsys, monkeypatch):
+    'A package that is not there is named before anything starts'
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    assert 'pip install tensorboard' in refused(capsys, small+['--tensorboard'])
+    assert not list(Path().iterdir())
+
+def test_no_room(monkeypatch):
+    'A row that needs more memory than there is says so before it starts'
+    monkeypatch.setattr(run, 'memory_there', lambda device: 2**20)
+    with pytest.raises(UserError, match='GiB or more.*try a smaller --bs'): train(Recipe(model='resnet20', dataset='digits'))
+    assert not list(Path().iterdir())
