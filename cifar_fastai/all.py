@@ -25,3 +25,4 @@ from .learner import *
 from .checkpoint import *
 from .run import *
 from .experiments import *
+from .results import *
