@@ -7,6 +7,7 @@ from scipy import stats
 from safetensors.torch import save_file
 from cifar_fastai.core import UserError
 from cifar_fastai.experiments import experiments, variants
+from cifar_fastai.recipe import write_config
 from cifar_fastai.results import *
 
 digest = 'd1'*32
@@ -19,7 +20,7 @@ def write_run(exps, row, seed=1, accs=(0.5,0.7,0.6), name=None, env=None, data=N
     recipe = replace(e.recipe, seed=seed, **dict(epochs=epochs or e.recipe.epochs) | changes)
     folder = exps/(name or row.replace('/', '_'))/str(seed)
     folder.mkdir(parents=True)
-    (folder/'config.yaml').write_text(yaml.safe_dump(asdict(recipe) | dict(row=row)))
+    (folder/'config.yaml').write_text(write_config(dict(row=row) | asdict(recipe)))
     environment = dict(cifar_fastai='0.1.0', commit='a'*40, python='3.11', torch='2.6', fastai='2.8', numpy='2', device='CPU', threads=1, started='2025-01-01T00:00:00',
         data=dict(train_images=round(50_000*recipe.part), test_images=10_000, digest=digest) | (data or {}))
     (folder/'environment.json').write_text(json.dumps(environment | (env or {})))
@@ -100,7 +101,7 @@ def test_find_runs_in_order_of_seeds(tmp_path):
 
 def edit(path, **kw):
     d = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump(d | kw) if path.suffix=='.yaml' else json.dumps(d | kw))
+    path.write_text(write_config(d | kw) if path.suffix=='.yaml' else json.dumps(d | kw))
 
 broken = {
     'unknown key':(lambda f: edit(f/'config.yaml', epoch=3), "no setting 'epoch': did you mean 'epochs'"),
@@ -108,7 +109,7 @@ broken = {
     'row of no text':(lambda f: edit(f/'config.yaml', row=[1]), 'no row'),
     'wrong type':(lambda f: edit(f/'config.yaml', epochs='many'), "epochs is 'many'"),
     'true is no number':(lambda f: edit(f/'config.yaml', bs=True), 'bs is True'),
-    'a line lost':(lambda f: (f/'config.yaml').write_text(re.sub('weight_decay.*\n', '', (f/'config.yaml').read_text())), 'lacks weight_decay'),
+    'cut between lines':(lambda f: (f/'config.yaml').write_text(re.sub('seed.*\n', '', (f/'config.yaml').read_text())), 'lacks seed'),
     'cut in a word':(lambda f: (f/'config.yaml').write_text((f/'config.yaml').read_text()[:-3]), 'cut off'),
     'two parts of the data':(lambda f: edit(f/'config.yaml', half=True, fraction=0.3), 'use one of them'),
     'not yaml':(lambda f: (f/'config.yaml').write_text('a: [\n'), 'not YAML'),
@@ -443,3 +444,9 @@ def test_fewer_pairs_than_runs_are_said(tmp_path):
     for s in (1,2,3): write_run(tmp_path, base, s, (.5,.9+s/100))
     for s in (2,3,4): write_run(tmp_path, cutout, s, (.5,.8+s*s/100))
     assert report_runs(tmp_path).sections[0].columns['difference, paired by seed'][1].endswith('], 2 pairs')
+
+def test_a_setting_younger_than_the_run(tmp_path):
+    "A run of before there was a setting is read, with the setting's default"
+    f = write_run(tmp_path, base)
+    (f/'config.yaml').write_text(re.sub('fast: .*\n', '', (f/'config.yaml').read_text()))
+    assert read_run(f).config['fast'] is False and report_runs(tmp_path).sections[0].title=='Table 3.9'
