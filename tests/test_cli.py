@@ -3,7 +3,7 @@ import json,shlex
 from dataclasses import asdict,replace
 from pathlib import Path
 import pytest
-from cifar_fastai.cli import cifar_bench,cifar_lr_find,cifar_reproduce,cifar_train,cifar_zoo
+from cifar_fastai.cli import cifar_bench,cifar_compare,cifar_lr_find,cifar_report,cifar_reproduce,cifar_train,cifar_zoo
 from cifar_fastai.experiments import experiment,experiments
 from cifar_fastai.recipe import Recipe
 
@@ -179,3 +179,23 @@ def test_sweep(capsys):
     (broken/'config.yaml').unlink()
     cifar_reproduce(argv=argv)
     assert [o.stat().st_mtime_ns for o in runs]==before and (broken/'log.csv').exists()
+    cifar_report(argv=['--table', '3.5'])
+    out = capsys.readouterr().out
+    assert 'epochs' in out and sorted(o.name for o in Path('report').iterdir())==['report.csv', 'report.html', 'report.md', 'report.png']
+    a,b = [o.parent for o in runs[:2]]
+    cifar_compare(argv=[str(a), str(b), '--out', 'both.png'])
+    out = capsys.readouterr().out
+    assert 'mixup' in out and Path('both.png').exists()
+
+def test_share_a_sweep():
+    'Two processes take what the other is not at'
+    import subprocess,sys
+    argv = '--table 3.5 --dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64 --workers 2'.split()
+    p = subprocess.run([sys.executable, '-c', 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()', *argv], capture_output=True, text=True)
+    assert p.returncode==0, p.stderr
+    assert len(list(Path('exps').glob('*/0/log.csv')))==4 and p.stdout.count('accuracy')>=4
+
+@pytest.mark.parametrize('argv', [['a', 'b'], ['--exps', 'nowhere', '--table', '3.5']])
+def test_nothing_there(capsys, argv):
+    'Runs that are not there are told in one sentence'
+    refused(capsys, cifar_compare if argv[0]=='a' else cifar_report, argv)
