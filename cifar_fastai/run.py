@@ -9,7 +9,7 @@ __all__ = ['read_log', 'plot_log', 'RunFolder', 'data_digest', 'environment', 'r
            'recipe_fit', 'memory_needed', 'memory_there', 'run_device', 'check_runs', 'deterministic', 'locked', 'Busy',
            'Stopped', 'top5', 'run_monitors', 'train', 'report']
 
-# %% ../nbs/62_run.ipynb #955ae658
+# %% ../nbs/62_run.ipynb #22cc0eea
 import csv, hashlib, json, os, platform, subprocess
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
@@ -17,7 +17,6 @@ from importlib.metadata import version
 import matplotlib.pyplot as plt
 from filelock import FileLock, Timeout
 from io import StringIO
-from safetensors.torch import save as to_safetensors
 from fastai.vision.all import *
 import cifar_fastai
 from .core import *
@@ -75,7 +74,7 @@ def plot_log(
     axs[1].set(xlabel='epoch', ylabel='accuracy, %')
     return axs
 
-# %% ../nbs/62_run.ipynb #a10bae18
+# %% ../nbs/62_run.ipynb #bf087ef9
 class RunFolder(Callback):
     "Keeps `log.csv`, `curves.png` and the best weights of a run in `folder`"
     order = 80
@@ -98,9 +97,7 @@ class RunFolder(Callback):
         with whole_file(self.folder/'log.csv', 'w') as f: f.write(_log_text(self.rows))
         if self.tensorboard: _to_tensorboard(self.folder/'tensorboard', row)
 
-    def _keep_best(self):
-        sd = {k:v.detach().cpu().clone().contiguous() for k,v in self.model.state_dict().items()}
-        with whole_file(self.folder/'best.safetensors') as f: f.write(to_safetensors(sd, metadata=dict(epoch=str(self.epoch))))
+    def _keep_best(self): save_tensors(self.folder/'best.safetensors', self.model.state_dict(), dict(epoch=str(self.epoch)))
 
     def after_fit(self):
         if self.rows: _draw(self.folder, self.rows)
