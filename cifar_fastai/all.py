@@ -26,3 +26,4 @@ from .checkpoint import *
 from .run import *
 from .experiments import *
 from .results import *
+from .share import *

@@ -368,7 +368,8 @@ def test_save_report(tmp_path):
     assert [o.name for o in paths]==['report.md','report.csv','report.png','report.html'] and sorted(paths)==sorted((tmp_path/'out').iterdir())
     assert (tmp_path/'out'/'report.png').read_bytes()[:4]==b'\x89PNG' and '](report.png)' in paths[0].read_text()
 
-def test_saved_whole_or_not_at_all(tmp_path, monkeypatch):
+@pytest.mark.parametrize('fails', ['write', 'flush'])
+def test_saved_whole_or_not_at_all(tmp_path, monkeypatch, fails):
     "A disk that is full at any of the four files leaves what was there, and nothing else"
     rep,out = report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'),tmp_path/'out'
     save_report(rep, out)
@@ -378,7 +379,10 @@ def test_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     class Full:
         def __init__(self, f): self.f = f
         name = property(lambda self: self.f.name)
-        def write(self, b): raise OSError(28, 'No space left on device')
+        def write(self, b): self.at('write')
+        def flush(self): self.at('flush')
+        def at(self, what):
+            if what==fails: raise OSError(28, 'No space left on device')
     from contextlib import contextmanager
     @contextmanager
     def full(path):
