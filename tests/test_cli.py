@@ -3,7 +3,7 @@ import json,shlex
 from dataclasses import asdict,replace
 from pathlib import Path
 import pytest
-from cifar_fastai.cli import cifar_bench,cifar_compare,cifar_lr_find,cifar_report,cifar_reproduce,cifar_train,cifar_zoo
+from cifar_fastai.cli import cifar_bench,cifar_compare,cifar_export,cifar_lr_find,cifar_report,cifar_reproduce,cifar_train,cifar_zoo
 from cifar_fastai.experiments import experiment,experiments
 from cifar_fastai.recipe import Recipe
 
@@ -199,3 +199,14 @@ def test_share_a_sweep():
 def test_nothing_there(capsys, argv):
     'Runs that are not there are told in one sentence'
     refused(capsys, cifar_compare if argv[0]=='a' else cifar_report, argv)
+
+def test_export(capsys):
+    'A run exports to a folder that loads'
+    from cifar_fastai.share import load_run
+    cifar_train(argv='--dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64 --name a'.split())
+    cifar_export(argv=['exps/a/666'])
+    assert 'load_run(' in capsys.readouterr().out
+    learn = load_run('exps/a/666/export')
+    with learn.no_bar(): assert len(learn.predict(load_run('exps/a/666').dls.valid_ds[0][0])[2])==10
+    with pytest.raises(SystemExit): cifar_export(argv=['exps/a/667'])
+    assert 'Traceback' not in capsys.readouterr().err
