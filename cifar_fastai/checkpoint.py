@@ -83,7 +83,7 @@ def _load_mid_epoch(learn, sd):
     _set_sums(learn.recorder, sd['sums'])
     learn.pct_train = sd['pct_train']
 
-# %% ../nbs/61_checkpoint.ipynb #18202569
+# %% ../nbs/61_checkpoint.ipynb #8c50c3a9
 class Checkpoint(Callback):
     "Saves everything after every epoch, and goes on from it"
     order = 90
@@ -97,15 +97,12 @@ class Checkpoint(Callback):
         self.signal,self.mid,self.old = None,None,{}
 
     def before_fit(self):
-        if self.signals and threading.current_thread() is threading.main_thread():
-            self.old = {s:signal.signal(s, self._told) for s in (signal.SIGTERM, signal.SIGINT)}
+        if self.signals: self._listen()
         if not self.resume or not Path(self.path).exists(): return
         sd = load_tree(self.path)
         load_learner_state(self.learn, sd)
         self.learn.first_epoch,self.mid = sd['epoch'],sd if 'iter' in sd else None
         if hasattr(self.learn, 'progress') and self.create_mbar: self.progress.mbar.update(0) # it has to be started at 0
-
-    def _told(self, number, frame): self.signal = self.signal or signal.Signals(number)
 
     def before_train(self):
         if self.mid:
@@ -127,3 +124,10 @@ class Checkpoint(Callback):
         for s,f in self.old.items(): signal.signal(s, f)
         for k in ('first_epoch', 'seen_batches'): self.learn.__dict__.pop(k, None)
         self.old,self.mid,self.start = {},None,None
+
+# %% ../nbs/61_checkpoint.ipynb #f7f77361
+@patch
+def _listen(self:Checkpoint):
+    "Be told of SIGTERM and Ctrl-C"
+    def told(number, frame): self.signal = self.signal or signal.Signals(number)
+    if threading.current_thread() is threading.main_thread(): self.old = {s:signal.signal(s, told) for s in (signal.SIGTERM, signal.SIGINT)}

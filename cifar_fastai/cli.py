@@ -35,7 +35,7 @@ def _parser(func, prog, also, fields):
     p.error = lambda msg: p.exit(2, f'{p.prog}: {msg}\n')
     return p
 
-# %% ../nbs/90_cli.ipynb #2a1696ee
+# %% ../nbs/90_cli.ipynb #1727d5fa
 def _dashes(arg): return arg.split('=')[0].replace('_', '-') + ''.join('='+o for o in arg.split('=')[1:]) if arg[:2]=='--' else arg
 
 def _given(p, argv):
@@ -56,6 +56,7 @@ def _in_file(p, path):
         except argparse.ArgumentError as e: raise UserError(f'{path}: {k} is {v!r}: {e.message}.') from None
     return res
 
+# %% ../nbs/90_cli.ipynb #a271a17c
 def _settings(p, argv, base):
     "Every setting with its source, and whether it is only to be shown"
     defaults = {a.dest:a.default for a in p._actions if a.dest not in ('help', 'pdb', 'xtra', 'config', 'print_config')}

@@ -64,7 +64,7 @@ def variants(e:Experiment)->list: # of `Experiment`
     models = [('ToyNet', e.recipe.bs)] + [(f'toynet_s{s}_k{k}', e.recipe.bs) for s in (1, 4, 16) for k in (3, 5)] + [('toynet_s1_k3', bs) for bs in (32, 512)]
     return [replace(e, id=f'{e.table}/{m}_bs{bs}', recipe=replace(e.recipe, model=m, bs=bs)) for m,bs in models]
 
-# %% ../nbs/70_experiments.ipynb #a86d08cc
+# %% ../nbs/70_experiments.ipynb #be11feac
 _figures = dict(top1='published_top1', error='published_error', loss='published_loss', paper_error='paper_error',
     train_top1='published_train_top1', gpu_mem_mb='published_gpu_mem_mb', weight_mib='published_weight_mib')
 
@@ -80,6 +80,7 @@ def _registry():
             res[e.id] = e
     return res
 
+# %% ../nbs/70_experiments.ipynb #911eb22c
 def experiments(
     pattern='*', # shell-style, as `'3.9/*'`
 )->list: # of `Experiment`
@@ -93,11 +94,10 @@ def experiment(
     res = _registry()
     return res[id] if id in res else {v.id:v for e in experiments('3.4/*') for v in variants(e)}.get(id) or res[id]
 
-# %% ../nbs/70_experiments.ipynb #f5c0d74c
+# %% ../nbs/70_experiments.ipynb #80545224
 def _plain(e): return replace(e.recipe, **{k:getattr(Recipe(), k) for t in e.tricks for k in _trick_fields[t]})
 
-def _as_plain(e, others):
-    return next((o.id for o in others if not o.tricks and o.recipe==_plain(e)), None)
+def _as_plain(e, others): return next((o.id for o in others if not o.tricks and o.recipe==_plain(e)), None)
 
 @patch(as_prop=True)
 def baseline(self:Experiment)->str|None: # id

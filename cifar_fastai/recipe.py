@@ -67,7 +67,7 @@ class TrickFlags:
     smooth_factor:float=0.2 # of label smoothing
     tricks:str='' # any others, as "EMA(0.99) ShakeDrop()"
 
-# %% ../nbs/07_recipe.ipynb #b0393517
+# %% ../nbs/07_recipe.ipynb #4d03cc1c
 @dataclass
 class Recipe(TrickFlags):
     "What decides a run"
@@ -96,25 +96,32 @@ class Recipe(TrickFlags):
 
     def __post_init__(self):
         if self.lr is None: self.lr = 0.1 if self.optims in ('sgd', 'nesterov', 'lars', 'sam', 'asam') else 1e-3
-    @property
-    def use_sam(self): return self.sam or self.optims=='sam'
-    @property
-    def use_asam(self): return self.asam or self.optims=='asam'
-    @property
-    def optimizer(self):
-        "The optimizer below the tricks"
-        if self.optims in ('sgd', 'sam', 'asam'): return 'nesterov' if self.nesterov else 'sgd'
-        return self.optims
-    @property
-    def part(self):
-        "The part of the training images that is trained on"
-        named = [k for k,on in dict(fraction=self.fraction!=1, half=self.half, fast=self.fast).items() if on]
-        if len(named)>1: raise UserError(f"{' and '.join(named)} each say which part of the images to train on: use one of them.")
-        return 0.5 if self.half else 0.3 if self.fast else self.fraction
-    @property
-    def policy(self):
-        "The fit policy's own name"
-        return dict(warmup='warmup_multistep', custom='triangular').get(self.sched, self.sched)
+
+# %% ../nbs/07_recipe.ipynb #62d06837
+@patch(as_prop=True)
+def use_sam(self:Recipe): return self.sam or self.optims=='sam'
+@patch(as_prop=True)
+def use_asam(self:Recipe): return self.asam or self.optims=='asam'
+
+@patch(as_prop=True)
+def optimizer(self:Recipe):
+    "The optimizer below the tricks"
+    if self.optims in ('sgd', 'sam', 'asam'): return 'nesterov' if self.nesterov else 'sgd'
+    return self.optims
+
+# %% ../nbs/07_recipe.ipynb #9632174d
+@patch(as_prop=True)
+def part(self:Recipe):
+    "The part of the training images that is trained on"
+    named = [k for k,on in dict(fraction=self.fraction!=1, half=self.half, fast=self.fast).items() if on]
+    if len(named)>1: raise UserError(f"{' and '.join(named)} each say which part of the images to train on: use one of them.")
+    return 0.5 if self.half else 0.3 if self.fast else self.fraction
+
+# %% ../nbs/07_recipe.ipynb #2a4f1d60
+@patch(as_prop=True)
+def policy(self:Recipe):
+    "The fit policy's own name"
+    return dict(warmup='warmup_multistep', custom='triangular').get(self.sched, self.sched)
 
 # %% ../nbs/07_recipe.ipynb #c3d66d61
 @patch(as_prop=True)

@@ -118,7 +118,7 @@ def _to_tensorboard(folder, row):
     with _tensorboard_writer()(folder, purge_step=row['epoch']) as w:
         for k,v in row.items(): w.add_scalar(k, v, row['epoch'])
 
-# %% ../nbs/62_run.ipynb #096baafa
+# %% ../nbs/62_run.ipynb #f67ec1ad
 def _git_commit():
     "The commit of the library's source, with `+changes` if it was changed; None if it is not a checkout"
     root = Path(cifar_fastai.__file__).parent.parent
@@ -137,11 +137,12 @@ def environment(dls)->dict:
     "Versions, device, commit and data of a run"
     gpu = dls.device.type=='cuda'
     data = dict(train_images=len(dls.train_ds), test_images=len(dls.valid_ds), digest=data_digest(dls))
-    return dict(cifar_fastai=cifar_fastai.__version__, commit=_git_commit(), python=platform.python_version(), **{k:version(k) for k in ('torch', 'torchvision', 'fastai', 'numpy')},
+    versions = {k:version(k) for k in ('torch', 'torchvision', 'fastai', 'numpy')}
+    return dict(cifar_fastai=cifar_fastai.__version__, commit=_git_commit(), python=platform.python_version(), **versions,
         device=torch.cuda.get_device_name(dls.device) if gpu else f'{platform.machine()} CPU', threads=torch.get_num_threads(),
         started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), data=data)
 
-# %% ../nbs/62_run.ipynb #c1d44488
+# %% ../nbs/62_run.ipynb #91029670
 def _called(s):
     "Tricks out of `--tricks`"
     def make(name, args, kwargs):
@@ -152,10 +153,10 @@ def _called(s):
 def recipe_tricks(r:Recipe)->list:
     "The callbacks that a recipe asks for"
     def erasing(): return RandomErasing(r.random_erase_prob, (r.random_erase_sl, r.random_erase_sh), (r.random_erase_r, 1/r.random_erase_r))
-    made = [(r.autoaugmentation, AutoAugment), (r.cutout, partial(Cutout, r.cutout_length)), (r.random_erase, erasing), (r.mixup, partial(MixUp, r.mixup_alpha)),
-        (r.cutmix, partial(CutMix, r.beta, r.cutmix_prob)), (r.ricap, partial(RICAP, r.ricap_beta)), (r.use_sam, partial(SAM, r.sam_rho)),
-        (r.use_asam, partial(ASAM, r.asam_rho, r.asam_eta)), (r.crit=='lsr', partial(LabelSmoothing, r.smooth_factor)),
-        (r.gradient_clip, partial(GradientClip, r.gradient_clip))]
+    made = [(r.autoaugmentation, AutoAugment), (r.cutout, partial(Cutout, r.cutout_length)), (r.random_erase, erasing),
+        (r.mixup, partial(MixUp, r.mixup_alpha)), (r.cutmix, partial(CutMix, r.beta, r.cutmix_prob)), (r.ricap, partial(RICAP, r.ricap_beta)),
+        (r.use_sam, partial(SAM, r.sam_rho)), (r.use_asam, partial(ASAM, r.asam_rho, r.asam_eta)),
+        (r.crit=='lsr', partial(LabelSmoothing, r.smooth_factor)), (r.gradient_clip, partial(GradientClip, r.gradient_clip))]
     return [f() for on,f in made if on] + _called(r.tricks)
 
 # %% ../nbs/62_run.ipynb #28447b79
@@ -214,14 +215,15 @@ def memory_there(device)->int: # bytes
     if device.type=='cuda': return torch.cuda.mem_get_info(device)[0]
     return os.sysconf('SC_AVPHYS_PAGES')*os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 2**63
 
-# %% ../nbs/62_run.ipynb #62baf881
+# %% ../nbs/62_run.ipynb #c743767d
 def run_device(gpu:str=None)->torch.device: # gpu: a number, or 'cpu'; default fastai's device
     "The device of a run"
     if gpu is None: return torch.device(default_device())
     if str(gpu)=='cpu': return torch.device('cpu')
     n = torch.cuda.device_count()
-    if not str(gpu).isdigit() or int(gpu)>=n: raise UserError(f"There is no GPU {gpu!r} here, there {'is' if n==1 else 'are'} {n or 'none'}: --gpu is a number below {n} or cpu." if n
-        else f'There is no GPU {gpu!r} here, nor any other: leave --gpu out, or say --gpu cpu.')
+    if not str(gpu).isdigit() or int(gpu)>=n:
+        hint = f'--gpu is a number below {n}, or cpu' if n else 'there is none at all: leave --gpu out, or say --gpu cpu'
+        raise UserError(f'There is no GPU {gpu!r} here: {hint}.')
     torch.cuda.set_device(int(gpu))
     return torch.device('cuda', int(gpu))
 
@@ -281,17 +283,21 @@ def locked(folder):
         finally:
             if os.listdir(folder)==['.lock']: _remove(new)
 
-# %% ../nbs/62_run.ipynb #da072be3
+# %% ../nbs/62_run.ipynb #f9aab76b
 class Busy(UserError):
     "Another process is at a run"
 
 class Stopped(UserError):
     "A run that was told to end, and can be gone on with; `code` is the exit code of a command"
-    def __init__(self, folder, signal, at):
+    def __init__(self,
+        folder, # of the run
+        signal, # that told it
+        at:str, # where it stands
+    ):
         self.code = 128+signal
         super().__init__(f'{folder} was told to end ({signal.name}); all is saved, after {at}: go on with --resume True.')
 
-# %% ../nbs/62_run.ipynb #bf1e0dc3
+# %% ../nbs/62_run.ipynb #56d918b4
 def _write(folder, cfg, dls):
     "Say what a run is, once"
     if not (folder/'environment.json').exists():
@@ -299,8 +305,11 @@ def _write(folder, cfg, dls):
     if not (folder/'config.yaml').exists():
         with whole_file(folder/'config.yaml', 'w') as f: f.write(write_config(cfg))
 
-def top5(inp, targ):
-    "Is the class among the five most likely?"
+def top5(
+    inp, # logits, `(b,n_out)`
+    targ, # classes, `(b,)`
+):
+    "Part of the images whose class is among the five most likely"
     return top_k_accuracy(inp, targ, k=min(5, inp.shape[-1]))
 
 def run_monitors(use:bool=False)->list: # use: CPU and GPU too?

@@ -6,8 +6,8 @@ import pytest
 from cifar_fastai import experiments as ex
 from cifar_fastai.backbones import list_models
 from cifar_fastai.core import UserError
-from cifar_fastai.experiments import choose,experiment,experiments,plan,reproduce,run_experiment,run_name,variants
-from cifar_fastai.recipe import Recipe,read_config
+from cifar_fastai.experiments import choose,experiment,experiments,plan,reproduce,run_experiment,variants
+from cifar_fastai.recipe import read_config
 from cifar_fastai.run import check_recipe,read_log,recipe_learner,recipe_tricks
 
 table = Path(ex.__file__).parent/'published.csv'
@@ -83,5 +83,6 @@ def test_divide_recipe():
     learn = recipe_learner(r)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     decays = {n:g['weight_decay'] for g in learn.opt.opt.param_groups for n,p in learn.model.named_parameters() if any(p is q for q in g['params'])}
-    assert {v for n,v in decays.items() if learn.model.get_parameter(n).ndim>1}=={5e-4} and {v for n,v in decays.items() if learn.model.get_parameter(n).ndim==1}=={0.}
+    matrix = {n:learn.model.get_parameter(n).ndim>1 for n in decays}
+    assert {v for n,v in decays.items() if matrix[n]}=={5e-4} and {v for n,v in decays.items() if not matrix[n]}=={0.}
     assert all(g['nesterov'] for g in learn.opt.opt.param_groups)

@@ -3,7 +3,6 @@ import csv,errno,json,os,random,shutil,signal,subprocess,sys,time
 from contextlib import suppress
 from pathlib import Path
 import pytest
-from fastcore import xtras
 from safetensors import safe_open
 from cifar_fastai import run,tree
 from cifar_fastai.cli import cifar_train
