@@ -8,7 +8,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/experiments.html.md"""
 __all__ = ['Experiment', 'variants', 'experiments', 'experiment', 'run_name', 'changed_recipe', 'run_experiment', 'choose', 'Job',
            'plan', 'image_seconds', 'estimate', 'reproduce']
 
-# %% ../nbs/70_experiments.ipynb #d72c60f5
+# %% ../nbs/70_experiments.ipynb #9e702cde
+import gc
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatch
 from functools import cache
@@ -229,7 +230,7 @@ def _images(dataset, root):
     from cifar_fastai.data import cifar_dls
     return len(cifar_dls(dataset, root=root).train_ds)
 
-# %% ../nbs/70_experiments.ipynb #3593da10
+# %% ../nbs/70_experiments.ipynb #a9dde627
 def reproduce(
     jobs:list, # of `Job`
     exps='exps', # folder that holds the runs
@@ -250,4 +251,5 @@ def reproduce(
             failed[name] = f'{type(e).__name__}: {e}' if not isinstance(e, UserError) else str(e)
             say(f'{name} failed: {failed[name]}')
         else: say(f'{name}: {report(folder).splitlines()[0]}')
+        gc.collect() # a Learner's tensors hang in cycles
     return failed
