@@ -133,7 +133,7 @@ def check_whole(name):
     for o in folder.glob('*.safetensors'):
         with safe_open(o, 'pt') as f: assert all(f.get_tensor(k) is not None for k in f.keys())
 
-@pytest.mark.parametrize('kills,tricks', [(3, 'EMA(0.9)'), pytest.param(20, 'EMA(0.9) Lookahead(k=3) SWA(0.5)', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('kills,tricks', [(3, 'EMA(0.9)'), pytest.param(20, 'EMA(0.9) Lookahead(k=3) RandomErasing TrivialAugment', marks=pytest.mark.slow)])
 def test_killed(processes, kills, tricks):
     'Killed at random moments and gone on with: bitwise the uninterrupted run, no corrupt file, no lost epoch that a checkpoint had'
     argv = small+['--epochs', '8', '--sam', '--tricks', tricks.replace(' ', ',')]
