@@ -273,17 +273,17 @@ def pixel_hash(
     for _ in range(2): s = (s^(s>>16))*0x45d9f3b & 0xffffffff
     return (s^(s>>16))/2**32
 
-# %% ../nbs/11_augment.ipynb #63cd1ab4
+# %% ../nbs/11_augment.ipynb #f56c46fb
 @tricks.register
 class Flip(PixelTrick):
     "Mirror images, left to right, at random or in every other epoch (2404.00498); in place of a loader's own flip"
-    neutral,replaces = dict(p=0.),'flip'
+    order,neutral,replaces = 9,dict(p=0.),'flip'
     def __init__(self,
         p:float=0.5, # part of the images that are mirrored; 0: off
         alternate:bool=False, # in every other epoch?
     ):
         self.p,self.alternate = check_range('p', p, 0, 1),alternate
-        self.order = 6 if alternate else 9
+        if alternate: self.order = 6
 
     @property
     def off(self): return not self.p

@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 # %% auto #0
 __all__ = ['turns', 'machine', 'bare_loop', 'epoch_cost', 'NoValidation', 'all_tricks', 'data_cost', 'save_bench']
 
-# %% ../nbs/80_bench.ipynb #1a1e3bd4
+# %% ../nbs/80_bench.ipynb #388f00b9
 import json, platform, time
 from contextlib import suppress
 from statistics import median
@@ -23,13 +23,14 @@ from .losses import *
 from .optimizers import *
 from .mixers import *
 from .sam import *
+from .distill import *
 from .average import *
 from .shake import *
 from .guard import *
 from .resize import *
 from .learner import *
 
-# %% ../nbs/80_bench.ipynb #c8b4657a
+# %% ../nbs/80_bench.ipynb #27b8e94a
 def _seconds(f):
     "Wall time of `f`, the device's work included"
     if torch.cuda.is_available(): torch.cuda.synchronize()
@@ -42,10 +43,11 @@ def turns(
     fs:dict, # name -> function of no arguments
     base:str, # the name that the others are compared with
     n:int=5, # rounds; one more comes first and is not counted
-)->dict: # name -> median of its seconds, and of its ratios to the run of `base` right before
+)->dict: # name -> median of its seconds, and of its ratios to the run of `base` right before; the lowest and the highest ratio
     "Time each function in turns with `base`, so that a busy machine disturbs both alike"
     rounds = [{k:(_seconds(fs[base]), _seconds(f)) for k,f in fs.items()} for _ in range(n+1)][1:]
-    return {k:dict(seconds=median(r[k][1] for r in rounds), ratio=median(r[k][1]/r[k][0] for r in rounds)) for k in fs}
+    ratios = {k:[r[k][1]/r[k][0] for r in rounds] for k in fs}
+    return {k:dict(seconds=median(r[k][1] for r in rounds), ratio=median(v), low=min(v), high=max(v)) for k,v in ratios.items()}
 
 # %% ../nbs/80_bench.ipynb #9ec46427
 def machine()->dict:
