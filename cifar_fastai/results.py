@@ -138,7 +138,7 @@ def read_run(folder)->Run:
     if len(run.log)>run.epochs: raise UserError(f'{folder}/log.csv has {len(run.log)} epochs, and config.yaml only {run.epochs}.')
     return run
 
-# %% ../nbs/71_results.ipynb #5c746abb
+# %% ../nbs/71_results.ipynb #fbd17101
 def _run_folders(exps):
     "Folders that are runs, or look like parts of one"
     if not Path(exps).is_dir(): raise UserError(f'There is no folder {exps} with runs.')
@@ -155,7 +155,7 @@ def find_runs(
         try: res.append(read_run(o))
         except UserError as e:
             if left_out is None: raise
-            left_out[o] = str(e)
+            left_out[o] = str(e).removeprefix(f'{o}/').rstrip('.')
     return res
 
 # %% ../nbs/71_results.ipynb #5e12ccb9
@@ -552,12 +552,12 @@ def html(self:Report)->str:
     head = xml.Head(xml.Meta(charset='utf-8'), xml.Meta(name='viewport', content='width=device-width, initial-scale=1'), xml.Title(self.title), xml.Style(_css))
     return xml.to_xml(xml.Html(head, xml.Body(*[made[k](v) for k,v in self._blocks()]), lang='en'))
 
-# %% ../nbs/71_results.ipynb #7dc4c0a0
+# %% ../nbs/71_results.ipynb #7a26cea1
 def _chosen(rows):
     "The experiments that `rows` names"
     res = {}
     for o in re.split(r'[\s,]+', rows) if isinstance(rows, str) else rows:
-        found = {k:e for k,e in _rows().items() if fnmatch(k, o) or e.table==o}
+        found = {v.id:v for e in experiments() for v in [e, *variants(e)] if e.table==o or fnmatch(e.id, o) or fnmatch(v.id, o)}
         if not found: raise unknown('row or table', o, [*dict.fromkeys(e.table for e in experiments()), *_rows()])
         res |= found
     return list(res.values())
@@ -593,7 +593,7 @@ def _not_run(chosen, done):
         ids = [e.id for e in es]
         if missing := [o for o in ids if o not in done]: yield from missing if len(missing)<len(ids) else [f'table {table}']
 
-# %% ../nbs/71_results.ipynb #5157aed2
+# %% ../nbs/71_results.ipynb #0fcf9003
 def report_runs(
     exps='exps', # folder that holds the runs
     rows='*', # ids, patterns or numbers of tables, with commas between them or as a list
@@ -607,7 +607,7 @@ def report_runs(
     sections = list(_sections(chosen, kinds))
     if not sections:
         why = '; '.join(f'{k}: {v}' for k,v in (unfinished | left_out).items())
-        raise UserError(f"{exps} has no finished run of {rows if isinstance(rows, str) else ', '.join(rows)}{why and f' ({why})'}.")
+        raise UserError(f"{exps} has no finished run of {rows if isinstance(rows, str) else ', '.join(rows[:3]) + ', ...'*(len(rows)>3)}{why and f' ({why})'}.")
     return Report(sections, list(_not_run(chosen, {o for s in sections for o in s.runs})), unfinished, left_out | twice)
 
 # %% ../nbs/71_results.ipynb #973a7410

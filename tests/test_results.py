@@ -304,6 +304,7 @@ def test_runs_of_no_row(tmp_path):
 def test_nothing_to_report(tmp_path):
     with pytest.raises(UserError, match='no folder'): report_runs(tmp_path/'none')
     with pytest.raises(UserError, match='no finished run of 3.9.$'): report_runs(tmp_path, '3.9')
+    with pytest.raises(UserError, match='no finished run of 3.9/ss64_orgin, 3.9/ss64_c, 3.9/ss64_m, [.][.][.].$'): report_runs(tmp_path, [e.id for e in experiments('3.9/*')])
     write_run(tmp_path, base, 1, n_log=3)
     with pytest.raises(UserError, match=r'no finished run of 3.9 \(.*3 of 200 epochs\).$'): report_runs(tmp_path, '3.9')
 
@@ -441,8 +442,9 @@ def test_a_sweep(tmp_path):
     "Each variant of a row that is a sweep is a row of a report"
     vs = [v for v in variants(experiments('3.4/*')[0])][1:3]
     for v in vs: write_run(tmp_path, v.id, model=v.recipe.model, bs=v.recipe.bs)
-    s, = report_runs(tmp_path, '3.4').sections
-    assert list(s.runs)==[v.id for v in vs] and s.title=='Table 3.4'
+    for rows in ('3.4', ['3.4/ToyNet'], [v.id for v in vs]):
+        s, = report_runs(tmp_path, rows).sections
+        assert list(s.runs)==[v.id for v in vs] and s.title=='Table 3.4'
 
 def test_fewer_pairs_than_runs_are_said(tmp_path):
     for s in (1,2,3): write_run(tmp_path, base, s, (.5,.9+s/100))
