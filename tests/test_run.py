@@ -1,5 +1,5 @@
 "Runs: what they leave, going on after a kill at any moment, full disks, two processes at once, files that are not what they should be."
-import csv,errno,json,os,random,shutil,signal,subprocess,sys,time
+import csv,errno,json,os,random,select,shutil,signal,subprocess,sys,time
 from contextlib import suppress
 from pathlib import Path
 import pytest
@@ -109,8 +109,11 @@ class Server:
     def start(self, argv):
         self.p.stdin.write(' '.join([os.getcwd(), *argv])+'\n')
         self.p.stdin.flush()
+        return self._number(60)
+    def ended(self): return self._number(240)
+    def _number(self, seconds):
+        assert select.select([self.p.stdout], [], [], seconds)[0], f'nothing after {seconds} s'
         return int(self.p.stdout.readline())
-    def ended(self): return int(self.p.stdout.readline())
 
 def wait_for(path, seconds=120):
     start = time.time()
