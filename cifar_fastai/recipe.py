@@ -140,7 +140,7 @@ def read_config(
     "Settings out of a file"
     try: cfg = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise UserError(f'{path} cannot be read ({e.strerror}).') from None
-    except (yaml.YAMLError, UnicodeDecodeError): raise UserError(f'{path} is not YAML: write a line a setting, as "bs: 64".') from None
+    except (yaml.YAMLError, ValueError): raise UserError(f'{path} is not YAML: write a line a setting, as "bs: 64".') from None
     if not isinstance(cfg, dict) or not all(isinstance(k, str) for k in cfg): raise UserError(f'{path} has no settings: write a line a setting, as "bs: 64".')
     return cfg
 

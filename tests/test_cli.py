@@ -70,7 +70,7 @@ def test_reproduce_refused(capsys, argv, says):
     assert says in refused(capsys, cifar_reproduce, argv)
 
 @pytest.mark.parametrize('text,says', [('modle: resnet20', "no setting in run.yaml 'modle': did you mean 'model'"), ('bs: many', "run.yaml: bs is 'many'"),
-    ('- resnet20', 'run.yaml has no settings'), ('a: [', 'run.yaml is not YAML'), ('sam: perhaps', "run.yaml: sam is 'perhaps'")])
+    ('- resnet20', 'run.yaml has no settings'), ('a: [', 'run.yaml is not YAML'), ('epochs: 2001-99-99', 'run.yaml is not YAML'), ('sam: perhaps', "run.yaml: sam is 'perhaps'")])
 def test_config_refused(capsys, text, says):
     'A file with settings that are not there or cannot be'
     Path('run.yaml').write_text(text)
