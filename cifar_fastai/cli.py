@@ -175,7 +175,7 @@ def cifar_reproduce(
     for name,why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
     if failed: sys.exit(1)
 
-# %% ../nbs/90_cli.ipynb #f82eb19a
+# %% ../nbs/90_cli.ipynb #ca33cce8
 def _processes(workers, gpu):
     "How many processes to start; 0: this one does it"
     import torch
@@ -185,12 +185,13 @@ def _processes(workers, gpu):
 def _spread(n, args):
     "Start the command `n` times, one on each GPU, and wait for all"
     import torch
-    gpus,code = torch.cuda.device_count(),f'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'
+    gpus,code = torch.cuda.device_count(),'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'
     env = os.environ | ({} if gpus else dict(OMP_NUM_THREADS=str(max(1, os.cpu_count()//n))))
     def start(i): return subprocess.Popen([sys.executable, '-c', code, *args, '--workers', '1', *(['--gpu', str(i%gpus)] if gpus else [])], env=env)
     ps = [start(i) for i in range(n)]
     signal.signal(signal.SIGTERM, lambda *_: [p.terminate() for p in ps])
-    sys.exit(max(p.wait() for p in ps))
+    signal.signal(signal.SIGINT, lambda *_: None) # a terminal sends Ctrl-C to all of them
+    sys.exit(max(abs(p.wait()) for p in ps))
 
 # %% ../nbs/90_cli.ipynb #090ce0ae
 def _duration(s): return f'{s/3600:.1f} h' if s>=3600 else f'{s/60:.0f} min' if s>=60 else f'{s:.0f} s'

@@ -8,8 +8,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/experiments.html.md"""
 __all__ = ['Experiment', 'variants', 'experiments', 'experiment', 'run_name', 'changed_recipe', 'run_experiment', 'choose', 'Job',
            'plan', 'image_seconds', 'estimate', 'reproduce']
 
-# %% ../nbs/70_experiments.ipynb #9e702cde
-import gc
+# %% ../nbs/70_experiments.ipynb #d2f7dea7
+import gc, re
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatch
 from functools import cache
@@ -106,16 +106,19 @@ def baseline(self:Experiment)->str|None: # id
     if self.table=='3.6': return experiments('3.5/*')[0].id
     return _as_plain(self, experiments(f'{self.table}/*')) if self.tricks else None
 
-# %% ../nbs/70_experiments.ipynb #e4060879
-def _said(v): return (f'{v:g}' if isinstance(v, float) else Path(v).name.split('.')[0] if isinstance(v, str) else str(v)).replace(' ', '-')
+# %% ../nbs/70_experiments.ipynb #11146eea
+def _said(k, v):
+    "A setting as a part of a name"
+    if k=='dataset': v = Path(v).name.split('.')[0]
+    v = f'{v:g}' if isinstance(v, float) else re.sub(r'\W+', '-', v).strip('-') if isinstance(v, str) else str(v)
+    return v if k in ('model', 'dataset') else k+v
 
 def run_name(
     e:Experiment, # the row
     r:Recipe, # what is run of it
 )->str:
     "The name of a run of `e`: the row's, with what is changed"
-    changed = [_said(v) if k in ('model', 'dataset') else f'{k}{_said(v)}' for k,(_,v) in e.changes(asdict(r)).items()]
-    return '_'.join([e.id.replace('/', '-'), *changed])
+    return '_'.join([e.id.replace('/', '-'), *(_said(k, v) for k,(_,v) in e.changes(asdict(r)).items())])
 
 def changed_recipe(
     e:Experiment, # the row
@@ -130,7 +133,7 @@ def changed_recipe(
     if 'fraction' in changes: changes = dict(half=False, fast=False) | changes
     return replace(e.recipe, seed=seed, **changes)
 
-# %% ../nbs/70_experiments.ipynb #71958767
+# %% ../nbs/70_experiments.ipynb #ba49e6c3
 def run_experiment(
     row, # id of an experiment, or one
     seed:int=666, # of all random numbers
@@ -144,7 +147,7 @@ def run_experiment(
     from cifar_fastai.run import train
     e = experiment(row) if isinstance(row, str) else row
     r = changed_recipe(e, seed, **changes)
-    return train(r, run_name(e, r), root, exps, resume=True, row=e.id, gpu=gpu, use=e.table=='3.4', bar=bar)
+    return train(r, run_name(e, r), root, exps, resume=True, row=e.id, gpu=gpu, bar=bar)
 
 # %% ../nbs/70_experiments.ipynb #479bb5f9
 def choose(
@@ -230,7 +233,7 @@ def _images(dataset, root):
     from cifar_fastai.data import cifar_dls
     return len(cifar_dls(dataset, root=root).train_ds)
 
-# %% ../nbs/70_experiments.ipynb #a9dde627
+# %% ../nbs/70_experiments.ipynb #f7a2514a
 def reproduce(
     jobs:list, # of `Job`
     exps='exps', # folder that holds the runs
@@ -244,7 +247,7 @@ def reproduce(
     failed = {}
     for j in jobs:
         name = f'{j.row.id} seed {j.recipe.seed}'
-        try: folder = train(j.recipe, j.folder.parent.name, root, exps, resume=True, row=j.row.id, gpu=gpu, use=j.row.table=='3.4', bar=bar)
+        try: folder = train(j.recipe, j.folder.parent.name, root, exps, resume=True, row=j.row.id, gpu=gpu, bar=bar)
         except Busy: say(f'{name}: another process is at it')
         except Stopped: raise
         except Exception as e:

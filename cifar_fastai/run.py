@@ -74,7 +74,7 @@ def plot_log(
     axs[1].set(xlabel='epoch', ylabel='accuracy, %')
     return axs
 
-# %% ../nbs/62_run.ipynb #bf087ef9
+# %% ../nbs/62_run.ipynb #b1019295
 class RunFolder(Callback):
     "Keeps `log.csv`, `curves.png` and the best weights of a run in `folder`"
     order = 80
@@ -96,10 +96,11 @@ class RunFolder(Callback):
         if row['accuracy']>=max(r['accuracy'] for r in self.rows): self._keep_best()
         with whole_file(self.folder/'log.csv', 'w') as f: f.write(_log_text(self.rows))
         if self.tensorboard: _to_tensorboard(self.folder/'tensorboard', row)
+        if self.epoch+1==self.n_epoch: _draw(self.folder, self.rows)
 
     def _keep_best(self): save_tensors(self.folder/'best.safetensors', self.model.state_dict(), dict(epoch=str(self.epoch)))
 
-    def after_fit(self):
+    def after_cancel_fit(self):
         if self.rows: _draw(self.folder, self.rows)
 
 # %% ../nbs/62_run.ipynb #a42f31dc
@@ -197,7 +198,7 @@ def recipe_fit(
     if 'warm' in r.policy: shape['warmup'] = r.warmup
     learn.fit_policy(r.policy, r.epochs, r.lr, shape=shape, cbs=cbs)
 
-# %% ../nbs/62_run.ipynb #a1476ac2
+# %% ../nbs/62_run.ipynb #0e0289e8
 def memory_needed(r:Recipe)->int:
     "About the bytes that a training step of `r` needs at least"
     outs = []
@@ -210,12 +211,12 @@ def memory_needed(r:Recipe)->int:
     return 4*copies*sum(p.numel() for p in model.parameters()) + sum(outs)//4*r.bs*(2 if r.amp else 4)
 
 def memory_there(device)->int: # bytes
-    "Free memory of a device"
+    "Memory of a device: what is free of a GPU, all that a machine has (what is free there says little, since files are kept in it)"
     device = torch.device(device)
     if device.type=='cuda': return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf('SC_AVPHYS_PAGES')*os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 2**63
+    return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 2**63
 
-# %% ../nbs/62_run.ipynb #c743767d
+# %% ../nbs/62_run.ipynb #3ccead48
 def run_device(gpu:str=None)->torch.device: # gpu: a number, or 'cpu'; default fastai's device
     "The device of a run"
     if gpu is None: return torch.device(default_device())
@@ -233,7 +234,7 @@ def check_runs(
 ):
     "Refuse what cannot run on `device` for want of memory"
     need,there = memory_needed(r),memory_there(device)
-    if need>there: raise UserError(f'{r.model} at batch size {r.bs} needs {need/2**30:.1f} GiB or more, and {device} has {there/2**30:.1f} GiB free: try a smaller --bs, or --amp.')
+    if need>there: raise UserError(f'{r.model} at batch size {r.bs} needs {need/2**30:.1f} GiB or more, and {device} has {there/2**30:.1f} GiB: try a smaller --bs, or --amp.')
 
 # %% ../nbs/62_run.ipynb #c286c512
 @contextmanager
@@ -283,7 +284,7 @@ def locked(folder):
         finally:
             if os.listdir(folder)==['.lock']: _remove(new)
 
-# %% ../nbs/62_run.ipynb #f9aab76b
+# %% ../nbs/62_run.ipynb #162e5a02
 class Busy(UserError):
     "Another process is at a run"
 
@@ -295,9 +296,9 @@ class Stopped(UserError):
         at:str, # where it stands
     ):
         self.code = 128+signal
-        super().__init__(f'{folder} was told to end ({signal.name}); all is saved, after {at}: go on with --resume True.')
+        super().__init__(f'{folder} was told to end ({signal.name}); all is saved, after {at}: go on with --resume True, or with cifar-reproduce again.')
 
-# %% ../nbs/62_run.ipynb #56d918b4
+# %% ../nbs/62_run.ipynb #fc9b89fb
 def _write(folder, cfg, dls):
     "Say what a run is, once"
     if not (folder/'environment.json').exists():
@@ -312,11 +313,14 @@ def top5(
     "Part of the images whose class is among the five most likely"
     return top_k_accuracy(inp, targ, k=min(5, inp.shape[-1]))
 
-def run_monitors(use:bool=False)->list: # use: CPU and GPU too?
+def run_monitors(
+    row:str=None, # the published row, if the run is derived from one: table 3.4 asks for the use of CPU and GPU too
+)->list: # of callbacks
     "The columns of the log beside losses and accuracy"
-    return [TrainAccuracy(), ImagesPerSecond(), PeakMemory()] + ([CPUUse()] + [GPUUse()]*torch.cuda.is_available() if use else [])
+    use = [CPUUse()] + [GPUUse()]*torch.cuda.is_available() if (row or '').startswith('3.4/') else []
+    return [TrainAccuracy(), ImagesPerSecond(), PeakMemory(), *use]
 
-# %% ../nbs/62_run.ipynb #ecb6deed
+# %% ../nbs/62_run.ipynb #4b60a268
 def train(
     recipe:Recipe, # what to run
     name:str=None, # of the run; default made of the recipe
@@ -327,7 +331,6 @@ def train(
     gpu:str=None, # number of a GPU, or cpu; default fastai's device
     tensorboard:bool=False, # write events for TensorBoard too?
     same_bits:bool=False, # see `deterministic`
-    use:bool=False, # log CPU and GPU utilisation too?
     bar:bool=True, # show progress?
 )->Path: # the folder of the run
     "Train by `recipe`, or go on with it, or find it done"
@@ -339,13 +342,13 @@ def train(
     with locked(folder), deterministic(same_bits):
         if _finished(folder, cfg, resume): return folder
         learn = recipe_learner(recipe, root, device, path=folder, metrics=[accuracy, top5])
-        with (nullcontext() if bar else learn.no_bar()),(nullcontext() if bar else learn.no_logging()): _run(learn, recipe, folder, cfg, tensorboard, use)
+        with (nullcontext() if bar else learn.no_bar()),(nullcontext() if bar else learn.no_logging()): _run(learn, recipe, folder, cfg, tensorboard)
     return folder
 
-def _run(learn, recipe, folder, cfg, tensorboard, use):
+def _run(learn, recipe, folder, cfg, tensorboard):
     _write(folder, cfg, learn.dls)
     ckpt = Checkpoint(folder/'last.safetensors', resume=True, signals=True)
-    recipe_fit(learn, recipe, [*run_monitors(use), RunFolder(folder, tensorboard), ckpt])
+    recipe_fit(learn, recipe, [*run_monitors(cfg['row']), RunFolder(folder, tensorboard), ckpt])
     if ckpt.signal and (at := load_tree(ckpt.path, ['epoch', 'iter']))['epoch']<recipe.epochs:
         raise Stopped(folder, ckpt.signal, f"epoch {at['epoch']}" + (f" and {at['iter']} batches" if 'iter' in at else ''))
 

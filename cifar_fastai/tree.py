@@ -37,7 +37,7 @@ def _unpack(o, get):
     if kind=='_numpy': return _unpack(v, get).numpy()
     return tuple(_unpack(i, get) for i in v) if kind=='_tuple' else {_unpack(k, get):_unpack(i, get) for k,i in v}
 
-# %% ../nbs/08_tree.ipynb #a4bbba1b
+# %% ../nbs/08_tree.ipynb #67346936
 @contextmanager
 def whole_file(
     path, # file to write; its folder is made
@@ -50,7 +50,9 @@ def whole_file(
             os.chmod(f.name, 0o644)
             f.flush()
             os.fsync(f.fileno())
-    except OSError as e: raise UserError(f'{path} could not be written ({e.strerror or e}): what was there before is whole; make room, or choose another place.') from e
+    except (OSError, SafetensorError) as e:
+        why = getattr(e, 'strerror', None) or str(e).removeprefix('Error while serializing: ')
+        raise UserError(f'{path} could not be written ({why}): what was there before is whole; make room, or choose another place.') from e
 
 # %% ../nbs/08_tree.ipynb #73f7896c
 def save_tensors(

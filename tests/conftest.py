@@ -1,3 +1,26 @@
 "One thread a worker: two workers whose kernels use every core each wait for one another, and take ten times as long."
 import os
+from contextlib import contextmanager
+import pytest
 os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='agg') # read when torch and matplotlib are imported; what the tests start has them too
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    'Called with `n`, the disk is full at the nth file that `save_files` writes: when it is written, or when it is flushed'
+    import cifar_fastai.results as results
+    real,opened = results.whole_file,[]
+    class Full:
+        def __init__(self, f, what): self.f,self.name,self.what = f,f.name,what
+        def write(self, b): self.at('write')
+        def flush(self): self.at('flush')
+        def at(self, what):
+            if what==self.what: raise OSError(28, 'No space left on device')
+    def fill(n, what='write'):
+        opened.clear()
+        @contextmanager
+        def full(path):
+            with real(path) as f:
+                opened.append(path)
+                yield Full(f, what) if len(opened)==n else f
+        monkeypatch.setattr(results, 'whole_file', full)
+    return fill

@@ -6,7 +6,7 @@ import pytest
 from cifar_fastai import experiments as ex
 from cifar_fastai.backbones import list_models
 from cifar_fastai.core import UserError
-from cifar_fastai.experiments import choose,experiment,experiments,plan,reproduce,run_experiment,variants
+from cifar_fastai.experiments import choose,experiment,experiments,plan,reproduce,run_experiment,run_name,variants
 from cifar_fastai.recipe import read_config
 from cifar_fastai.run import check_recipe,read_log,recipe_learner,recipe_tricks
 
@@ -86,3 +86,9 @@ def test_divide_recipe():
     matrix = {n:learn.model.get_parameter(n).ndim>1 for n in decays}
     assert {v for n,v in decays.items() if matrix[n]}=={5e-4} and {v for n,v in decays.items() if not matrix[n]}=={0.}
     assert all(g['nesterov'] for g in learn.opt.opt.param_groups)
+
+def test_names_tell_apart():
+    'What is changed of a row is in its name, and nothing in it that a folder cannot have'
+    e = experiment('3.9/ss64_cm')
+    names = [run_name(e, replace(e.recipe, **kw)) for kw in (dict(tricks='EMA(0.9)'), dict(tricks='EMA(0.99)'), dict(tricks='EMA(decay=0.99) SWA'), dict(milestones='1,2'), dict(milestones='12'), {})]
+    assert len(set(names))==6 and not any(set(n) & set('/()=, ') for n in names)

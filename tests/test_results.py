@@ -370,29 +370,13 @@ def test_save_report(tmp_path):
     assert (tmp_path/'out'/'report.png').read_bytes()[:4]==b'\x89PNG' and '](report.png)' in paths[0].read_text()
 
 @pytest.mark.parametrize('fails', ['write', 'flush'])
-def test_saved_whole_or_not_at_all(tmp_path, monkeypatch, fails):
+def test_saved_whole_or_not_at_all(tmp_path, full_disk, fails):
     "A disk that is full at any of the four files leaves what was there, and nothing else"
     rep,out = report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'),tmp_path/'out'
     save_report(rep, out)
     before = {o.name:o.read_bytes() for o in out.iterdir()}
-    import cifar_fastai.results as results
-    real,opened = results.whole_file,[]
-    class Full:
-        def __init__(self, f): self.f = f
-        name = property(lambda self: self.f.name)
-        def write(self, b): self.at('write')
-        def flush(self): self.at('flush')
-        def at(self, what):
-            if what==fails: raise OSError(28, 'No space left on device')
-    from contextlib import contextmanager
-    @contextmanager
-    def full(path):
-        with real(path) as f:
-            opened.append(path)
-            yield Full(f) if len(opened)==n else f
-    monkeypatch.setattr(results, 'whole_file', full)
     for n in range(1, 5):
-        opened.clear()
+        full_disk(n, fails)
         with pytest.raises(UserError, match='could not be written .*No space left'): save_report(replace(rep, not_run=['x']), out)
         assert {o.name:o.read_bytes() for o in out.iterdir()}==before
 

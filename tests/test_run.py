@@ -177,6 +177,22 @@ def test_told_to_end(processes, signum):
     cifar_train(argv=argv+['--name', 'whole'])
     assert_same_end('told', 'whole')
 
+def test_killed_after_the_last_checkpoint(capsys, monkeypatch):
+    'A run that ended with its last checkpoint lacks nothing'
+    from cifar_fastai import checkpoint
+    real = checkpoint.save_tree
+    def save_and_end(path, tree):
+        real(path, tree)
+        if tree['epoch']==2: raise KeyboardInterrupt
+    monkeypatch.setattr(checkpoint, 'save_tree', save_and_end)
+    monkeypatch.setattr(run.RunFolder, 'after_cancel_fit', lambda self: None)
+    argv = small+['--epochs', '2', '--name', 'a']
+    with pytest.raises(KeyboardInterrupt): cifar_train(argv=argv)
+    before = contents(last('a').parent)
+    assert sorted(before)==files and len(log('a'))==2
+    cifar_train(argv=argv)
+    assert contents(last('a').parent)==before
+
 def test_told_what_happened(capsys, monkeypatch):
     'A run that is told to end says where it stands and how to go on; without --resume it is refused'
     from cifar_fastai.checkpoint import Checkpoint
@@ -208,6 +224,25 @@ def test_disk_full(capsys, monkeypatch):
     assert contents(Path('exps/full/666'))=={k:v for k,v in kept.items() if not k.endswith('tmp')} and last('full').exists()
     cifar_train(argv=argv+['full', '--resume'])
     assert_same_end('full', 'whole')
+
+@pytest.mark.parametrize('n,what', [(2, 'best'), (3, 'last')])
+def test_disk_full_under_the_writer(capsys, monkeypatch, n, what):
+    'The same where the operating system refuses to go on writing tensors: in the second epoch, in either file'
+    resource = pytest.importorskip('resource')
+    real,seen,soft = tree.save_file,[],resource.getrlimit(resource.RLIMIT_FSIZE)
+    def save_file(tensors, path, *args):
+        seen.append({o.name:o.read_bytes() for o in Path(path).parent.iterdir() if o.suffix=='.safetensors'})
+        if len(seen)>n: resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, soft[1]))
+        real(tensors, path, *args)
+    monkeypatch.setattr(tree, 'save_file', save_file)
+    try: err = refused(capsys, small+['--epochs', '3', '--name', 'a'])
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    assert f'{what}.safetensors could not be written' in err and 'File too large' in err and 'what was there before is whole' in err
+    assert {o.name:o.read_bytes() for o in last('a').parent.glob('*.safetensors')}==seen[-1] and not list(last('a').parent.glob('*tmp'))
+    monkeypatch.setattr(tree, 'save_file', real)
+    cifar_train(argv=small+['--epochs', '3', '--name', 'a', '--resume'])
+    cifar_train(argv=small+['--epochs', '3', '--name', 'whole'])
+    assert_same_end('a', 'whole')
 
 def test_two_processes(capsys, processes):
     'The second is told so, and leaves the run alone'
@@ -257,3 +292,20 @@ def test_no_room(monkeypatch):
     monkeypatch.setattr(run, 'memory_there', lambda device: 2**20)
     with pytest.raises(UserError, match='GiB or more.*try a smaller --bs'): train(Recipe(model='resnet20', dataset='digits'))
     assert not list(Path().iterdir())
+
+@pytest.mark.slow
+def test_a_checkpoint_costs_little(tmp_path):
+    'Under 2% of an epoch of ResNet-18 over 50,000 images, by what one batch takes'
+    from cifar_fastai.checkpoint import learner_state
+    from cifar_fastai.run import recipe_learner
+    learn = recipe_learner(Recipe(model='resnet18', dataset='digits', fraction=0.1))
+    def seconds(f, n=3):
+        times = []
+        for _ in range(n):
+            start = time.perf_counter()
+            f()
+            times.append(time.perf_counter()-start)
+        return sorted(times)[n//2]
+    with learn.no_bar(), learn.no_logging(): epoch = seconds(lambda: learn.fit(1))*50_000/len(learn.dls.train_ds)
+    save = seconds(lambda: tree.save_tree(tmp_path/'last.safetensors', learner_state(learn)))
+    assert save < 0.02*epoch, f'{save:.2f} s of {epoch:.0f}'

@@ -172,21 +172,10 @@ def test_other_files_are_left_alone(run, tmp_path):
     (tmp_path/'f').write_text('')
     refused(lambda: export_run(run, tmp_path/'f'), 'could not be written')
 
-def test_exported_whole_or_not_at_all(run, out, monkeypatch):
-    import cifar_fastai.results as results
-    from contextlib import contextmanager
-    before,real,opened = {o.name:o.read_bytes() for o in out.iterdir()},results.whole_file,[]
-    class Full:
-        def __init__(self, f): self.f,self.name = f,f.name
-        def write(self, b): raise OSError(28, 'No space left on device')
-    @contextmanager
-    def full(path):
-        with real(path) as f:
-            opened.append(path)
-            yield Full(f) if len(opened)==n else f
-    monkeypatch.setattr(results, 'whole_file', full)
+def test_exported_whole_or_not_at_all(run, out, full_disk):
+    before = {o.name:o.read_bytes() for o in out.iterdir()}
     for n in range(1, 4):
-        opened.clear()
+        full_disk(n)
         refused(lambda: export_run(run, out, 'last'), 'No space left')
         assert {o.name:o.read_bytes() for o in out.iterdir()}==before
 
