@@ -125,11 +125,12 @@ class Checkpoint(Callback):
         for k in ('first_epoch', 'seen_batches'): self.learn.__dict__.pop(k, None)
         self.old,self.mid,self.start = {},None,None
 
-# %% ../nbs/61_checkpoint.ipynb #38126f11
+# %% ../nbs/61_checkpoint.ipynb #549c81e1
 @patch
 def _listen(self:Checkpoint):
     "Be told of SIGTERM and Ctrl-C"
     def told(number, frame):
         self.signal = self.signal or signal.Signals(number)
         for s,f in self.old.items(): signal.signal(s, f)
-    if threading.current_thread() is threading.main_thread(): self.old = {s:signal.signal(s, told) for s in (signal.SIGTERM, signal.SIGINT)}
+    if threading.current_thread() is not threading.main_thread(): return
+    self.old = {s:signal.signal(s, told) for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN}

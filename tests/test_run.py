@@ -87,7 +87,8 @@ def test_same_bits_twice(capsys):
 
 # a process that has everything imported forks one for each run
 server = """
-import os,sys
+import os,signal,sys
+signal.signal(signal.SIGINT, signal.default_int_handler) # a process started in the background ignores it
 import cifar_fastai.run,cifar_fastai.experiments,cifar_fastai.zoo.plain,sklearn.datasets
 from cifar_fastai.cli import cifar_train
 for line in sys.stdin:
@@ -199,10 +200,10 @@ def test_told_what_happened(capsys, monkeypatch):
     def told(self):
         if self.training and (self.epoch,self.iter)==(1,3): os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(Checkpoint, 'before_batch', told, raising=False)
-    argv = small+['--epochs', '3', '--name', 'a']
+    argv,handlers = small+['--epochs', '3', '--name', 'a'],[signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as e: cifar_train(argv=argv)
     assert e.value.code==143 and 'told to end (SIGTERM); all is saved, after epoch 1 and 4 batches: go on with --resume True' in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM)==signal.SIG_DFL and signal.getsignal(signal.SIGINT)==signal.default_int_handler
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]==handlers
     assert 'broken off after 1 of 3 epochs and 4 batches: go on with --resume True' in refused(capsys, argv)
 
 def test_disk_full(capsys, monkeypatch):
