@@ -99,7 +99,7 @@ def _shown(settings, fields):
     width = max(map(len, lines))
     return '\n'.join(f'{o:{width}}  # {settings[k][1]}' for o,k in zip(lines, values))
 
-# %% ../nbs/90_cli.ipynb #91b83890
+# %% ../nbs/90_cli.ipynb #a96ad9f9
 def _row(given):
     "The recipe of `--row`"
     from cifar_fastai.experiments import experiment
@@ -118,7 +118,7 @@ def cifar_train(
     nw:int=None, # without meaning: there are no workers
     **kwargs # fields of `Recipe`
 ):
-    "Train a backbone and keep the run in exps/<name>/<seed>/"
+    "Train a backbone and keep the run in exps/NAME/SEED/"
     from cifar_fastai.experiments import experiment, run_name
     from cifar_fastai.run import report, train
     if nw is not None: print('cifar-train: --nw has no meaning here: there are no workers.', file=sys.stderr)

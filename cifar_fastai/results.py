@@ -467,7 +467,7 @@ def _md_table(s):
     rows = [cols, ['--:' if _numeric(k) else '---' for k in cols], *zip(*cols.values())]
     return '\n'.join('| ' + ' | '.join(map(_md, r)) + ' |' for r in rows) + f'\n\n{_md(s.caption)}'
 
-# %% ../nbs/71_results.ipynb #b0348b3c
+# %% ../nbs/71_results.ipynb #4d662ef4
 @patch
 def markdown(self:Report,
     picture=None, # name of the picture's file; None: no picture
@@ -481,7 +481,9 @@ def markdown(self:Report,
 @patch
 def __repr__(self:Report): return self.markdown()
 @patch
-def _repr_markdown_(self:Report): return self.markdown()
+def _repr_markdown_(self:Report):
+    "The report below a notebook's own headings"
+    return re.sub('^#', '###', self.markdown(), flags=re.M)
 
 # %% ../nbs/71_results.ipynb #1e0e8a54
 def _wrap(s, width=100): return '\n'.join(textwrap.wrap(s, width))
