@@ -33,15 +33,16 @@ def nearest(
     inside = [v for k,v in by_lower.items() if len(str(name))>2 and str(name).lower() in k and v not in close]
     return (close + inside)[:n]
 
-# %% ../nbs/00_core.ipynb #82186e96
+# %% ../nbs/00_core.ipynb #14d45d72
 def unknown(
     kind:str, # what sort of thing was asked for, 'backbone' say
     name, # what was asked for
     names, # what there is
 )->UserError: # ready to raise
-    "The error for a name that is not there: it lists the nearest valid ones"
+    "The error for a name that is not there: it lists the nearest valid ones, or all of them where they are few"
     close,names = nearest(name, names),list(map(str, names))
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there is {', '.join(names[:12])}{', ...' if len(names)>12 else ''}."
+    all_of_them = f"there are {len(names)}, from {min(names)} to {max(names)}." if len(names)>12 else f"there is {', '.join(names)}."
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else all_of_them
     return UserError(f'There is no {kind} {str(name)!r}: {hint}')
 
 # %% ../nbs/00_core.ipynb #43724d30
