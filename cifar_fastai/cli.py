@@ -70,7 +70,7 @@ def _settings(p, argv, base):
         for k,v in d.items(): res.setdefault(k, (v, source))
     return {k:res[k] for k in defaults},show
 
-# %% ../nbs/90_cli.ipynb #ed605c13
+# %% ../nbs/90_cli.ipynb #9e9b64ac
 def command(
     func=None, # the function
     also=None, # other spellings of flags: `{'--learning-rate': '--lr'}`
@@ -86,8 +86,11 @@ def command(
         warnings.filterwarnings('ignore', message='.*torch.jit.*')
         try:
             settings,show = _settings(_parser(func, prog, also or {}, fields), argv, base)
-            if show: print(_shown(settings, fields))
-            else: return func(**{k:v for k,(v,_) in settings.items()})
+            if show: return print(_shown(settings, fields))
+            if argv is None and not sys.stdout.isatty():
+                from fastprogress import fastprogress
+                fastprogress.NO_BAR = True
+            return func(**{k:v for k,(v,_) in settings.items()})
         except UserError as e: sys.exit(sys.stderr.write(f'{prog}: {e}\n') and getattr(e, 'code', 2))
     return _f
 

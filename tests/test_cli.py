@@ -187,13 +187,22 @@ def test_sweep(capsys):
     out = capsys.readouterr().out
     assert 'mixup' in out and Path('both.png').exists()
 
+def piped(command, args):
+    'What a process of its own writes into a pipe'
+    import subprocess,sys
+    p = subprocess.run([sys.executable, '-c', f'from cifar_fastai.cli import {command}; {command}()', *args.split()], capture_output=True, text=True)
+    assert p.returncode==0, p.stderr
+    return p.stdout
+
 def test_share_a_sweep():
     'Two processes take what the other is not at'
-    import subprocess,sys
-    argv = '--table 3.5 --dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64 --workers 2'.split()
-    p = subprocess.run([sys.executable, '-c', 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()', *argv], capture_output=True, text=True)
-    assert p.returncode==0, p.stderr
-    assert len(list(Path('exps').glob('*/0/log.csv')))==4 and p.stdout.count('accuracy')>=4
+    out = piped('cifar_reproduce', '--table 3.5 --dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64 --workers 2')
+    assert len(list(Path('exps').glob('*/0/log.csv')))==4 and out.count('accuracy')>=4
+
+def test_no_bars_in_a_pipe():
+    'A line an epoch, and no bars'
+    out = piped('cifar_train', '--dataset digits --model toynet_s1_k3 --epochs 2 --fraction 0.1 --bs 64')
+    assert out.count('accuracy')==3 and '|-' not in out
 
 @pytest.mark.parametrize('argv', [['a', 'b'], ['--exps', 'nowhere', '--table', '3.5']])
 def test_nothing_there(capsys, argv):
