@@ -10,7 +10,7 @@ quick = {'lenet', 'shufflenetv2', 'mobilevit_xxs', 'resnet20', 'squeezenet', 'to
 # of Adam, where 1e-3 is not it
 lr = dict(shufflenetv2=3e-3, dla46=2e-3, vgg16=5e-4, vgg19=5e-4, mobilenet=3e-4, efficientnetb0=3e-4, ToyNet=3e-4)
 lr |= dict(stochastic_depth_resnet18=3e-4, coatnet_1=3e-4, coatnet_2=3e-4, coatnet_3=3e-4)
-lr |= dict(vision_transformer=1e-4, cct_7_3x1=1e-4, swin_s=3e-4, swin_b=3e-4) # without warmup
+lr |= dict(vision_transformer=1e-4, cct_7_3x1=4e-4, swin_s=3e-4, swin_b=3e-4) # without warmup
 # images a step, where the gradients of 16 are too noisy for attention between all patches
 bs = dict(vision_transformer=64, cct_7_3x1=64)
 bound = math.log(10)/2 # half of what guessing costs
