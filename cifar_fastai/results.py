@@ -371,7 +371,7 @@ def columns(self:Section):
         if not all(math.isnan(l[k]) for l in ls): res[name] = [_figure(l[k], *fmt) for l in ls]
     return res
 
-# %% ../nbs/71_results.ipynb #a52f2db6
+# %% ../nbs/71_results.ipynb #e149731e
 @patch(as_prop=True)
 def shows(self:Section):
     "What its picture shows"
@@ -388,7 +388,7 @@ def plot(self:Section, ax):
         if not math.isnan(m.lo): ax.plot([m.lo, m.hi], [i, i], c='tab:orange', lw=1.5)
         if not self.kind.changes and (top1 := _rows()[id].published['top1']): ax.plot(top1, i, 'x', c='tab:red', ms=6)
     ax.set(yticks=range(len(self.runs)), yticklabels=[o.removeprefix(f'{self.table}/') for o in self.runs], ylim=(len(self.runs)-0.5, -0.5),
-        xlabel='accuracy after the last epoch, %')
+        xlabel='last epoch, %')
     ax.grid(axis='x', alpha=0.3)
     return ax
 
