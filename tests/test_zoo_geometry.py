@@ -111,22 +111,8 @@ def coatnet(depths, widths):
     for kind,n,(i,o),s in zip((mb,mb,tf,tf), depths[1:], pairwise(widths), (8,4,2,1)): count += kind(i, o, s, True) + (n-1)*kind(o, o, s, False)
     return maps(*zip(widths, (16,8,4,2,1))) + [(10,)],count
 
-def poolformer(depths):
-    widths = 64,128,320,512
-    count = conv(3, 64, 2, bias=True) + sum(conv(i, o, 3, bias=True) for i,o in pairwise(widths)) + norm(512) + linear(512, 10)
-    count += sum(n*(2*norm(d) + linear(d, 4*d) + linear(4*d, d) + 2*d) for n,d in zip(depths, widths)) # two layer scales
-    return maps(*zip(widths, (16,8,4,2))) + [(512,),(512,),(10,)],count
-
-def swin(depths, heads, d):
-    widths = [d<<i for i in range(4)]
-    count = linear(12, d) + norm(d) + sum(norm(4*w) + 4*w*2*w for w in widths[:3]) + norm(8*d) + linear(8*d, 10)
-    def block(w, h, s): return 2*norm(w) + linear(w, 3*w) + linear(w, w) + linear(w, 4*w) + linear(4*w, w) + h*(2*s-1)**2
-    count += sum(n*block(*o) for n,*o in zip(depths, widths, heads, (4,4,4,2)))
-    return [(16,16,d), *[(s,s,w) for s,w in zip((16,8,4,2), widths)], (2,2,8*d), (8*d,), (10,)],count
-
 geometry = dict(lenet=lenet(), ToyNet=toynet(), resnet9=resnet9(), googlenet=googlenet(), squeezenet=squeezenet(), pnasnet=pnasnet(), nasnet=nasnet(),
-    dpn=dpn((2,2,2,2)), dpn92=dpn((3,4,20,3)), ge_resnext29_8x64d=resnext29(8, 64, 3, gather_excite), swin_b=swin((2,2,18,2), (4,8,16,32), 128),
-    poolformer_s24=poolformer((4,4,12,4)), poolformer_s36=poolformer((6,6,18,6)),
+    dpn=dpn((2,2,2,2)), dpn92=dpn((3,4,20,3)), ge_resnext29_8x64d=resnext29(8, 64, 3, gather_excite),
     coatnet_0=coatnet((2,2,3,5,2), (64,96,192,384,768)), coatnet_1=coatnet((2,2,6,14,2), (64,96,192,384,768)),
     coatnet_2=coatnet((2,2,6,14,2), (128,128,256,512,1026)), coatnet_3=coatnet((2,2,6,14,2), (192,192,384,768,1536)))
 geometry |= {f'shake_resnet26_2x{w}d':shake(w) for w in (32, 64)}

@@ -52,5 +52,5 @@ mobilevits = dict(mobilevit_s=((16,32,64,96,128,160,640), (144,192,240), 4), mob
 mobilevits |= dict(mobilevit_xxs=((16,16,24,48,64,80,320), (64,80,96), 2))
 
 references = {k:Reference(partial(mobilevit, *v), mobilevit_rules) for k,v in mobilevits.items()}
-references |= dict(convnext_tiny=Reference(convnext_tiny, convnext_rules),
-    poolformer_s12=Reference(partial(poolformer, 'poolformer_s12'), poolformer_rules, convs('mlp.fc1', 'mlp.fc2')))
+references |= dict(convnext_tiny=Reference(convnext_tiny, convnext_rules))
+references |= {k:Reference(partial(poolformer, k), poolformer_rules, convs('mlp.fc1', 'mlp.fc2')) for k in ('poolformer_s12', 'poolformer_s24', 'poolformer_s36')}

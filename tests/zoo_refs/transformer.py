@@ -53,4 +53,5 @@ cct_rules += [(r'0\.branch\.0\.', 'pre_norm.'), (r'0\.branch\.1\.', 'self_attn.'
 
 references = dict(vision_transformer=Reference(timm_vit, vit_rules+timm_block))
 references |= dict(cvt=Reference(vp_cvt, cvt_rules, on_maps), cct_7_3x1=Reference(vp_cct, cct_rules))
-references |= {k:Reference(partial(timm_swin, d), swin_rules+timm_block, by_offset) for k,d in dict(swin_t=(2,2,6,2), swin_s=(2,2,18,2)).items()}
+swins = dict(swin_t=((2,2,6,2),), swin_s=((2,2,18,2),), swin_b=((2,2,18,2), 128, (4,8,16,32)))
+references |= {k:Reference(partial(timm_swin, *v), swin_rules+timm_block, by_offset) for k,v in swins.items()}
