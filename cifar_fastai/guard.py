@@ -18,7 +18,7 @@ from .trick import *
 @tricks.register
 class GradientClip(Trick):
     "Bound the norm of the gradient (1211.5063)"
-    order,neutral = _Clip.order,dict(max_norm=math.inf)
+    order,neutral = _Clip.order,dict(max_norm=1e9)
     def __init__(self, max_norm:float=2.): self.max_norm = check_range('max_norm', max_norm, 0)
     def before_step(self): nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
 

@@ -91,7 +91,7 @@ def test_same_autocast():
 @pytest.mark.parametrize('made,said', [
     (lambda: KD('resnet20'), "The teacher 'resnet20' needs trained weights"), (lambda: KD('resnet2O', path='x'), "There is no backbone 'resnet2O'"),
     (lambda: KD('resnet20', path='no.safetensors'), 'There is no checkpoint no.safetensors'), (lambda: KD(3), 'The teacher is a int'),
-    (lambda: KD(net(), alpha=1.5), 'alpha is 1.5: it must be a number from 0 to 1.'), (lambda: KD(net(), T=0), 'T is 0')])
+    (lambda: KD(net(), alpha=1.5), 'alpha is 1.5: it must be a number in [0, 1].'), (lambda: KD(net(), T=0), 'T is 0')])
 def test_refused_when_made(made, said):
     with pytest.raises(UserError) as e: made()
     assert said in str(e.value)

@@ -77,12 +77,12 @@ def test_fit(policy, n, shape, make, by):
     assert not learn.cbs.filter(lambda c: isinstance(c, PolicyScheduler))
 
 @pytest.mark.parametrize('fit,kwargs,said', [
-    ('warmup_multistep', dict(warmup=-1), 'warmup is -1: it must be a number from 0 to 4.'),
-    ('warmup_multistep', dict(start=2), 'start is 2: it must be a number from 0 to 1.'),
-    ('warmcosine', dict(warmup=5), 'warmup is 5: it must be a number from 0 to 4.'),
+    ('warmup_multistep', dict(warmup=-1), 'warmup is -1: it must be a number in [0, 4].'),
+    ('warmup_multistep', dict(start=2), 'start is 2: it must be a number in [0, 1].'),
+    ('warmcosine', dict(warmup=5), 'warmup is 5: it must be a number in [0, 4].'),
     ('cosine_restarts', dict(T_0=0), 'T_0 is 0'),
-    ('cosine_restarts', dict(T_mult=0.5), 'T_mult is 0.5: it must be a number 1 or more.'),
-    ('triangular', dict(up=9), 'up is 9: it must be a number from 0 to 4.'),
+    ('cosine_restarts', dict(T_mult=0.5), 'T_mult is 0.5: it must be a number in [1, inf).'),
+    ('triangular', dict(up=9), 'up is 9: it must be a number in [0, 4].'),
     ('cosine', dict(by='step'), "by is 'step': it must be 'epoch' or 'batch'.")])
 def test_refusals(fit, kwargs, said):
     'A shape that makes no sense is refused before anything happens'
