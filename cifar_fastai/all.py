@@ -3,6 +3,8 @@ from fastai.vision.all import *
 from fastai.callback.training import *
 from .core import *
 from .recipe import *
+from .rng import *
+from .loop import *
 from .trick import *
 from .tree import *
 from .data import *

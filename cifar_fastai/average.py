@@ -11,6 +11,7 @@ __all__ = ['Averager', 'ema_update', 'EMA', 'measure_norms', 'SWA', 'Lookahead']
 from contextlib import contextmanager
 from fastai.basics import *
 from .core import *
+from .rng import *
 from .trick import *
 
 # %% ../nbs/53_average.ipynb #f394c5f5
@@ -27,7 +28,7 @@ def _swap(xs, ys):
 # %% ../nbs/53_average.ipynb #e7995165
 class Averager(Trick):
     "A trick with an average of the weights, which the model holds except while batches train"
-    order,group = 60,'average'
+    order,group,keep_open = 60,'average',True
     clash = '{names} each say which weights the model has after training: use one of them.'
     n,kept,live = 0,None,None # updates so far; the tensors that are not in the model, those that are
 
@@ -73,6 +74,7 @@ class EMA(Averager):
     ): self.decay,self.warmup = check_range('decay', decay, 0, 1),warmup
 
     def after_step(self):
+        if not self.stepped: return
         ema_update(self.kept, self.live, min(self.decay, (1+self.n)/(10+self.n)) if self.warmup else self.decay)
         self.n += 1
 
@@ -125,15 +127,15 @@ class Lookahead(Trick):
     def __init__(self,
         k:int=5, # steps ahead
         alpha:float=0.5, # how far the slow weights follow, 0 to 1
-    ): self.k,self.alpha = check_range('k', k, 1),check_range('alpha', alpha, 0, 1)
+    ): self.k,self.alpha = check_range('k', k, 1, 10**6, whole=True),check_range('alpha', alpha, 0, 1)
 
     def before_train(self):
         if self.slow is None: self.slow = [p.detach().clone() for p in self.model.parameters()]
 
     @torch.no_grad()
     def after_step(self):
-        self.n += 1
-        if self.n%self.k: return
+        self.n += self.stepped
+        if not self.stepped or self.n%self.k: return
         ps = list(self.model.parameters())
         torch._foreach_lerp_(ps, self.slow, 1-self.alpha)
         torch._foreach_copy_(self.slow, ps)

@@ -8,7 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 __all__ = ['UserError', 'nearest', 'short', 'unknown', 'check_range', 'Registry', 'package_rows']
 
 # %% ../nbs/00_core.ipynb #9e9c38ef
-import csv, math, reprlib
+import csv, math
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path

@@ -23,7 +23,7 @@ from fastai.vision.all import *
 from safetensors import safe_open
 from safetensors.torch import save
 from .core import *
-from .trick import *
+from .rng import *
 
 # %% ../nbs/10_data.ipynb #a5fb5be2
 def _inside(

@@ -12,6 +12,7 @@ import math
 from fastai.basics import *
 from fastai.callback.training import GradientClip as _Clip
 from .core import *
+from .loop import *
 from .trick import *
 
 # %% ../nbs/56_guard.ipynb #5ed06187
@@ -19,17 +20,17 @@ from .trick import *
 class GradientClip(Trick):
     "Bound the norm of the gradient (1211.5063)"
     order,neutral = _Clip.order,dict(max_norm=1e9)
-    def __init__(self, max_norm:float=2.): self.max_norm = check_range('max_norm', max_norm, 0)
+    def __init__(self, max_norm:float=2.): self.max_norm = check_range('max_norm', max_norm, 0, 1e9)
     def before_step(self): nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
 
 # %% ../nbs/56_guard.ipynb #d54ab981
 class NonFiniteLoss(UserError):
     "A fit whose loss or weights became NaN or infinite"
 
-class StopOnNonFinite(Callback):
+class StopOnNonFinite(ManagedCallback):
     "End a fit whose training loss or weights are NaN or infinite with `NonFiniteLoss`; `lr_find` may go on"
     order,run_valid = 49,False
-    def __init__(self, every:int=100): self.every,self.losses,self.last = check_range('every', every, 1),[],None # batches between two looks
+    def __init__(self, every:int=100): self.every,self.losses,self.last = check_range('every', every, 1, 10**6, whole=True),[],None # batches between two looks
     def before_fit(self): self.run,self.last = not hasattr(self.learn, 'lr_finder'),None
     def before_train(self): self.losses,self.seen = [],0
 

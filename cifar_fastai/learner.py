@@ -11,6 +11,7 @@ __all__ = ['DeviceLoss', 'DeviceMetric', 'DeviceSmoothLoss', 'DeviceRecorder', '
 import time
 from fastai.vision.all import *
 from .core import *
+from .loop import *
 from .trick import *
 from .data import *
 from .backbones import *
@@ -47,9 +48,9 @@ class DeviceSmoothLoss(AvgSmoothLoss):
         self.val = torch.lerp(loss, self.val.to(loss, non_blocking=True), self.beta)
 
 # %% ../nbs/60_learner.ipynb #d7cc22cc
-class DeviceRecorder(Recorder):
+class DeviceRecorder(Recorder, ManagedCallback):
     "`Recorder` that does not wait for the device during an epoch"
-    name = 'recorder'
+    name,train_only = 'recorder',False
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.loss,self.smooth_loss = DeviceLoss(),DeviceSmoothLoss(self.smooth_loss.beta)
@@ -88,17 +89,6 @@ def wait_free(learn:Learner)->Learner: # `learn`
     learn.metrics = [DeviceMetric(m.func) if type(m) is AvgMetric else m for m in learn.metrics]
     return learn
 
-# %% ../nbs/60_learner.ipynb #c67a1085
-@patch
-def before_fit(self:MixedPrecision):
-    "Autocast, and for fp16 a gradient scaler, on the device of the model"
-    dtype = {AMPMode.BF16:torch.bfloat16, AMPMode.FP16:torch.float16}[self.amp_mode]
-    d = next(self.learn.model.parameters()).device.type
-    if d=='cuda' and dtype==torch.bfloat16 and not torch.cuda.is_bf16_supported():
-        raise UserError('This GPU has no bfloat16: use to_fp16().')
-    self.kwargs['enabled'] = dtype==torch.float16
-    self.autocast,self.learn.scaler,self.scales = torch.autocast(d, dtype=dtype),torch.GradScaler(d, **self.kwargs),L()
-
 # %% ../nbs/60_learner.ipynb #f1c471af
 def _network(arch, n_out):
     "The network called `arch`, or `arch` itself"
@@ -135,11 +125,11 @@ def cifar_learner(
     learn = Learner(dls, model, ifnone(loss, CrossEntropy()), opt_func(opt) if isinstance(opt, str) else opt, lr=lr,
         wd=wd if wd_bn_bias else [wd, 0.], wd_bn_bias=wd_bn_bias, metrics=metrics, cbs=cbs, **split, **kwargs)
     if not learn._grab_cbs(StopOnNonFinite): learn.add_cb(StopOnNonFinite())
-    check_tricks(learn)
+    check_callbacks(learn)
     return wait_free(learn)
 
 # %% ../nbs/60_learner.ipynb #7d46e0a0
-class _Peek(Callback):
+class _Peek(ManagedCallback):
     "Keeps the first training batch as the network would get it, and ends the fit"
     order = 1000
     def before_batch(self):
@@ -156,7 +146,7 @@ def _title(y, vocab):
 def seen_batch(self:Learner)->tuple: # images (b, c, h, w) and labels (b,) or class probabilities (b, n_out)
     "A training batch as the network gets it, after every trick; nothing is moved by looking"
     peek = _Peek()
-    with self.removed_cbs(self._grab_cbs(Recorder)+self._grab_cbs(ProgressCallback)), no_trace(self): self.fit(1, cbs=peek)
+    with no_trace(self, mute=(Recorder, ProgressCallback)): self.fit(1, cbs=peek)
     return peek.seen
 
 @patch

@@ -73,7 +73,7 @@ class SAM(SecondPass):
         same_rng:bool=True, # the same dropout (and shake) masks in both passes?
         sync:bool=False, # under DDP, synchronise the first gradient too?
     ):
-        check_range('rho', rho, 0)
+        rho = check_range('rho', rho, 0, 1000)
         store_attr()
 
     def perturbation(self, params): return sam_step(params, self.rho)
@@ -128,7 +128,7 @@ class ASAM(SAM):
         sync:bool=False, # under DDP, synchronise the first gradient too?
     ):
         super().__init__(rho, same_rng, sync)
-        self.eta = check_range('eta', eta, 0)
+        self.eta = check_range('eta', eta, 0, 1000)
 
     def perturbation(self, params):
         weights = {id(p) for n,p in self.model.named_parameters() if 'weight' in n}

@@ -9,13 +9,12 @@ __all__ = ['policies', 'multistep', 'cosine', 'warmup_multistep', 'warmcosine', 
            'plot_policy', 'PolicyScheduler']
 
 # %% ../nbs/42_schedules.ipynb #fc6966f6
-import math, tempfile
-import matplotlib.pyplot as plt
+import math, matplotlib.pyplot as plt
 from bisect import bisect_right
 from fastai.basics import *
 from fastai.callback.schedule import *
 from .core import *
-from .trick import *
+from .loop import *
 
 # %% ../nbs/42_schedules.ipynb #f4c727f2
 policies = Registry('fit policy')
@@ -254,15 +253,3 @@ def plot_policy(self:Learner,
 ):
     "Draw the learning rate of a fit before it runs"
     return plot_policy(policy, n_epoch, lr=ifnone(lr, self.lr), n_iter=len(self.dls.train), **kwargs)
-
-# %% ../nbs/42_schedules.ipynb #39afe001
-_lr_find = Learner.lr_find
-@patch
-@delegates(_lr_find)
-def lr_find(self:Learner, *args, **kwargs):
-    "Find a learning rate by a mock training (1506.01186), and leave no trace"
-    model_dir = self.model_dir
-    with no_trace(self), tempfile.TemporaryDirectory() as d:
-        self.model_dir = d
-        try: return _lr_find(self, *args, **kwargs)
-        finally: self.model_dir = model_dir

@@ -6,7 +6,7 @@ import math,random
 from contextlib import nullcontext
 import numpy as np,torch,torch.nn.functional as F
 import torchvision.transforms.v2 as tv
-from cifar_fastai.trick import Stream
+from cifar_fastai.rng import Stream
 
 class Hand:
     'What a trick does in a loop written by hand; the default does nothing'

@@ -25,7 +25,7 @@ from cifar_fastai.learner import DeviceSmoothLoss,cifar_learner
 from cifar_fastai.monitor import TrainAccuracy
 from cifar_fastai.sam import SAM
 from cifar_fastai.tree import load_tree
-from cifar_fastai.all import check_tricks,tricks # every trick is registered
+from cifar_fastai.all import check_callbacks,tricks # every trick is registered
 from hand import hand_fit
 
 def teacher():
@@ -107,7 +107,7 @@ def assert_same(a, b):
 
 def refused(cbs):
     'The message with which `cbs` are refused together, or None'
-    try: check_tricks(plain_learner(cbs))
+    try: check_callbacks(plain_learner(cbs))
     except UserError as e: return str(e)
 
 # 1 neutral

@@ -11,7 +11,7 @@ from fastai.vision.all import (
     accuracy, first, mkdir, nn, noop, plt, random, set_seed, tensor)
 from cifar_fastai.core import UserError
 from cifar_fastai.data import *
-from cifar_fastai.trick import Stream
+from cifar_fastai.rng import Stream
 
 torch.set_num_threads(1)
 rng = np.random.default_rng(0)
