@@ -365,16 +365,16 @@ def no_trace(
     "Train on trial: on exit `learn`'s weights, optimizer, callbacks, random numbers and data order are as before"
     loop,model = loop_state(learn),_snapshot(learn.model.state_dict())
     opt = None if learn.opt is None else deepcopy(learn.opt.state_dict())
-    own = {cb:deepcopy(cb.state_dict()) for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
     was,loop.trial,loop.muted = (loop.trial, loop.muted),True,mute
     try:
-        with same_random(learn): yield learn
+        with ExitStack() as stack:
+            for o in [same_random(learn), *(_restored(cb) for cb in learn.cbs if _known(cb) and not isinstance(cb, Recorder))]: stack.enter_context(o)
+            yield learn
     finally:
         loop.trial,loop.muted = was
         learn.model.load_state_dict(model)
         if opt is None: learn.opt = None
         else: learn.opt.load_state_dict(opt)
-        for cb,sd in own.items(): cb.load_state_dict(sd)
 
 # %% ../nbs/03_loop.ipynb #a14bf094
 _replacing = contextmanager(replacing_yield)
