@@ -106,17 +106,26 @@ def _network(arch, n_out):
     if isinstance(arch, nn.Module): return arch
     raise UserError(f'arch is a {type(arch).__name__}: it must be the name of a backbone or a module.')
 
+def _opt_func(o):
+    if isinstance(o, str): return create_opt_func(o)
+    if callable(o) or isinstance(o, OptimWrapper): return o
+    raise UserError(f'opt_func is {short(o)}: it must be the name of an optimizer, or a callable that takes parameters and lr.')
+
+def _check_loss(f):
+    if isinstance(f, type): raise UserError(f'loss_func is the class {f.__name__}: it must be an instance, as {f.__name__}().')
+    if f is not None and not callable(f): raise UserError(f'loss_func is {short(f)}: it must be a callable that takes predictions and targets.')
+
 # %% ../nbs/60_learner.ipynb #2012d616
 @delegates(Learner.__init__, but='model,loss_func,opt_func,splitter,default_cbs')
 def cifar_learner(
     arch, # name of a backbone (see `list_models`), or a module
     dls=None, # `DataLoaders`; default `cifar_dls()`, which is CIFAR-10
     cbs=None, # tricks and other callbacks, in any order
-    opt='sgd', # name of an optimizer (see `optimizers`), or an `opt_func`
+    opt_func='sgd', # name of an optimizer (see `optimizers`), or a callable that takes parameter groups and `lr`
     lr:float=0.1, # learning rate
     wd:float=5e-4, # weight decay
     wd_bn_bias:bool=True, # does weight decay apply to norms and biases?
-    loss=None, # loss object; default `CrossEntropy()`
+    loss_func=None, # loss; default `CrossEntropy()`
     init=None, # new weights by name (see `inits`); default as the backbone's paper has them
     metrics=accuracy, # on the validation set
     n_out:int|None=None, # classes; default those of `dls`
@@ -126,13 +135,14 @@ def cifar_learner(
 )->Learner:
     "A `Learner` for 32x32 images"
     if isinstance(arch, str): find_model(arch)
+    _check_loss(loss_func)
     if dls is None: dls = cifar_dls()
     model = _network(arch, ifnone(n_out, get_c(dls)))
     if init is not None: init_weights(model, init)
     if channels_last: model = model.to(memory_format=torch.channels_last)
     if compile: model.compile()
     split = dict() if wd_bn_bias else dict(splitter=wd_groups)
-    learn = Learner(dls, model, ifnone(loss, CrossEntropy()), opt_func(opt) if isinstance(opt, str) else opt, lr=lr,
+    learn = Learner(dls, model, ifnone(loss_func, CrossEntropy()), _opt_func(opt_func), lr=lr,
         wd=wd if wd_bn_bias else [wd, 0.], wd_bn_bias=wd_bn_bias, metrics=metrics, cbs=cbs, **split, **kwargs)
     if not learn._grab_cbs(StopOnNonFinite): learn.add_cb(StopOnNonFinite())
     check_tricks(learn)

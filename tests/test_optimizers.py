@@ -8,7 +8,7 @@ from cifar_fastai.checkpoint import learner_state,load_learner_state
 from cifar_fastai.core import UserError
 from cifar_fastai.data import cifar_dls
 from cifar_fastai.learner import cifar_learner
-from cifar_fastai.optimizers import AdaBound,AdaBoundW,LARS,Lion,opt_func,optimizers
+from cifar_fastai.optimizers import AdaBound,AdaBoundW,LARS,Lion,create_opt_func,optimizers
 
 class TheirAdaBound(po.AdaBound):
     "pytorch_optimizer's, without the 1e-15 that it adds to the second moment and the paper does not"
@@ -82,7 +82,7 @@ def learner(name, **kw):
     set_seed(0)
     dls = cifar_dls('digits', bs=13, fraction=40/1500, val_bs=100)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4*64, 10))
-    return cifar_learner(model, dls, opt=name, lr=0.01, **kw)
+    return cifar_learner(model, dls, opt_func=name, lr=0.01, **kw)
 
 def fit(learn, n=1):
     set_seed(1)
@@ -109,7 +109,7 @@ def test_in_a_learner(name):
 def test_closure(name):
     "As torch's: a closure is evaluated with gradients, and its loss returned"
     w = nn.Parameter(torch.ones(2, 2))
-    opt = opt_func(name)([w], lr=0.01)
+    opt = create_opt_func(name)([w], lr=0.01)
     def closure():
         loss = w.square().sum()
         loss.backward()
@@ -119,7 +119,7 @@ def test_closure(name):
 @pytest.mark.parametrize('make,said', [
     (lambda p: AdaBound(p, final_lr=-1), 'final_lr is -1'), (lambda p: AdaBound(p, gamma=-1), 'gamma is -1'),
     (lambda p: LARS(p, momentum=2), 'momentum is 2'), (lambda p: Lion(p, weight_decay=-1), 'weight_decay is -1'),
-    (lambda p: opt_func('loin'), "There is no optimizer 'loin': did you mean 'lion'")])
+    (lambda p: create_opt_func('loin'), "There is no optimizer 'loin': did you mean 'lion'")])
 def test_refusals(make, said):
     with pytest.raises(UserError) as e: make([nn.Parameter(torch.ones(1))])
     assert said in str(e.value)
