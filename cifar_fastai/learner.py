@@ -111,12 +111,17 @@ def _opt_func(o):
     if callable(o) or isinstance(o, OptimWrapper): return o
     raise UserError(f'opt_func is {short(o)}: it must be the name of an optimizer, or a callable that takes parameters and lr.')
 
+def _check_undecayed(learn):
+    o = learn.opt_func if isinstance(learn.opt_func, OptimWrapper) else learn.opt_func(learn.splitter(learn.model), lr=learn.lr)
+    if isinstance(o, OptimWrapper) and not isinstance(o, GroupedOptim):
+        raise UserError("wd_bn_bias=False: fastai's OptimWrapper decays norms and biases all the same; name an optimizer, or use create_opt_func or GroupedOptim.")
+
 def _check_loss(f):
     if isinstance(f, type): raise UserError(f'loss_func is the class {f.__name__}: it must be an instance, as {f.__name__}().')
     if f is not None and not callable(f): raise UserError(f'loss_func is {short(f)}: it must be a callable that takes predictions and targets.')
 
 # %% ../nbs/60_learner.ipynb #2012d616
-@delegates(Learner.__init__, but='model,loss_func,opt_func,splitter,default_cbs')
+@delegates(Learner.__init__, but='model,loss_func,opt_func,default_cbs')
 def cifar_learner(
     arch, # name of a backbone (see `list_models`), or a module
     dls=None, # `DataLoaders`; default `cifar_dls()`, which is CIFAR-10
@@ -141,9 +146,9 @@ def cifar_learner(
     if init is not None: init_weights(model, init)
     if channels_last: model = model.to(memory_format=torch.channels_last)
     if compile: model.compile()
-    split = dict() if wd_bn_bias else dict(splitter=wd_groups)
-    learn = Learner(dls, model, ifnone(loss_func, CrossEntropy()), _opt_func(opt_func), lr=lr,
-        wd=wd if wd_bn_bias else [wd, 0.], wd_bn_bias=wd_bn_bias, metrics=metrics, cbs=cbs, **split, **kwargs)
+    learn = Learner(dls, model, ifnone(loss_func, CrossEntropy()), _opt_func(opt_func), lr=lr, wd=wd, wd_bn_bias=wd_bn_bias, metrics=metrics,
+        cbs=cbs, **kwargs)
+    if not wd_bn_bias: _check_undecayed(learn)
     if not learn._grab_cbs(StopOnNonFinite): learn.add_cb(StopOnNonFinite())
     check_tricks(learn)
     return wait_free(learn)

@@ -16,6 +16,7 @@ from fastai.basics import *
 from fastai.callback.schedule import *
 from .core import *
 from .trick import *
+from .optimizers import *
 
 # %% ../nbs/42_schedules.ipynb #f4c727f2
 policies = Registry('fit policy')
@@ -146,6 +147,19 @@ class PolicyScheduler(ParamScheduler):
         by:str='epoch', # move once an 'epoch' or every 'batch'
     ): self.curve,self.lr_max,self.per,self.scheds = curve,lr,_per(by),dict(lr=None)
     def before_batch(self): self.opt.set_hyper('lr', self.curve(self.lr_max, self.epoch + self.per*self.iter/self.n_iter, self.n_epoch))
+
+# %% ../nbs/42_schedules.ipynb #92e7c0f5
+def _top(sched):
+    "The highest learning rate of a `ParamScheduler`"
+    if isinstance(sched, PolicyScheduler): return sched.lr_max
+    return np.max([sched.scheds['lr'](i/1000) for i in range(1001)], 0)
+
+_before_fit = ParamScheduler.before_fit
+@patch
+def before_fit(self:ParamScheduler, _before_fit=_before_fit):
+    "fastai's; and `base_lr` of the optimizer, where there is one, becomes the top rate"
+    _before_fit(self)
+    if 'lr' in self.scheds and not isinstance(self, LRFinder) and 'base_lr' in self.opt.hypers[0]: self.opt.set_hyper('base_lr', _top(self))
 
 # %% ../nbs/42_schedules.ipynb #a2f32fde
 @patch
