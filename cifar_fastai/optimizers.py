@@ -39,12 +39,15 @@ def _checked_all(**hypers):
 def check_lr(
     lr, # a number, a slice, or one number per layer group
     name:str='lr', # for the message
-):
+): # the same, with Python numbers
     "Refuse what is no learning rate"
-    if isinstance(lr, slice):
-        if lr.stop is None: raise UserError(f'{name} is {short(lr)}: a slice needs an end, as slice(1e-4, 1e-2).')
-        lr = [lr.stop] if lr.start is None else [lr.start, lr.stop]
-    for o in lr if is_listy(lr) or getattr(lr, 'ndim', 0)==1 else [lr]: _checked('lr', o, name)
+    check = partial(_checked, 'lr', name=name)
+    if is_listy(lr) or getattr(lr, 'ndim', 0)==1:
+        if isinstance(lr, slice):
+            if lr.stop is None: raise UserError(f'{name} is {short(lr)}: a slice needs an end, as slice(1e-4, 1e-2).')
+            return slice(None if lr.start is None else check(lr.start), check(lr.stop))
+        return [check(o) for o in lr]
+    return check(lr)
 
 # %% ../nbs/41_optimizers.ipynb #4e98c2d7
 def _item(g, key):
@@ -140,7 +143,7 @@ def set_hyper(self:GroupedOptim,
     v, # a number, a slice, or one number per layer group
 ):
     "Set a hyperparameter of every layer group"
-    if isinstance(v, slice): check_lr(v, k)
+    if isinstance(v, slice): v = check_lr(v, k)
     super(GroupedOptim, self).set_hyper(k, v)
 
 @patch
