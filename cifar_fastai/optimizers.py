@@ -39,6 +39,7 @@ def _checked_all(**hypers):
 def check_lr(
     lr, # a number, a slice, or one number per layer group
     name:str='lr', # for the message
+    n:int=None, # layer groups, of an optimizer
 ): # the same, with Python numbers
     "Refuse what is no learning rate"
     check = partial(_checked, 'lr', name=name)
@@ -46,7 +47,9 @@ def check_lr(
         if isinstance(lr, slice):
             if lr.stop is None: raise UserError(f'{name} is {short(lr)}: a slice needs an end, as slice(1e-4, 1e-2).')
             return slice(None if lr.start is None else check(lr.start), check(lr.stop))
-        return [check(o) for o in lr]
+        res = [check(o) for o in lr]
+        if n and len(res) not in (1, n): raise UserError(f'{name} has {len(res)} values, and the number of layer groups is {n}: give one value, or one for each.')
+        return res
     return check(lr)
 
 # %% ../nbs/41_optimizers.ipynb #4e98c2d7
@@ -143,7 +146,7 @@ def set_hyper(self:GroupedOptim,
     v, # a number, a slice, or one number per layer group
 ):
     "Set a hyperparameter of every layer group"
-    if isinstance(v, slice): v = check_lr(v, k)
+    if k in ('lr', 'wd') or isinstance(v, slice): v = check_lr(v, k, len(self.n_parts))
     super(GroupedOptim, self).set_hyper(k, v)
 
 @patch

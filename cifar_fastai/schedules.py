@@ -197,14 +197,6 @@ def before_fit(self:ParamScheduler, _before_fit=_before_fit):
     _before_fit(self)
     if 'lr' in self.scheds and not isinstance(self, LRFinder) and 'base_lr' in self.opt.hypers[0]: self.opt.set_hyper('base_lr', _top(self))
 
-# %% ../nbs/42_schedules.ipynb #5d8b27f6
-def _group_lrs(opt, lr):
-    "The rate of each layer group"
-    n = len(opt.hypers)
-    if isinstance(lr, list) and len(lr) not in (1, n): raise UserError(f'lr has {len(lr)} values, and there are {n} layer groups: give one, or {n}.')
-    opt.set_hyper('lr', lr)
-    return np.array([float(h['lr']) for h in opt.hypers])
-
 # %% ../nbs/42_schedules.ipynb #a2f32fde
 def _check_trains(policy, curve, lr, n_epoch, steps):
     "Refuse a fit whose every batch has rate 0, unless that was asked for"
@@ -226,7 +218,8 @@ def fit_policy(self:Learner,
     lr,n_epoch = check_lr(self.lr if lr is None else lr),_epochs('n_epoch', n_epoch, 1, whole=True)
     curve,per = _curve(policy, shape or {}),_per(by, policy, n_epoch)
     if self.opt is None: self.create_opt()
-    lr = _group_lrs(self.opt, lr)
+    self.opt.set_hyper('lr', check_lr(lr, n=len(self.opt.hypers)))
+    lr = np.array([float(h['lr']) for h in self.opt.hypers])
     _check_trains(policy, curve, lr, n_epoch, len(self.dls.train) if per else 1)
     self.fit(n_epoch, lr, cbs=PolicyScheduler(curve, lr, per)+L(cbs), **kwargs)
 

@@ -103,7 +103,7 @@ def test_refused_words():
     for f in (lambda: learn.fit_policy('cosine', 2, shape=dict(gamma=0.1)), lambda: policy_values('cosine', 2, gamma=0.1)):
         with pytest.raises(UserError, match="There is no setting of cosine 'gamma': there is lr_min."): f()
     with pytest.raises(UserError, match='shape is 3: it must be a dict'): learn.fit_policy('cosine', 2, shape=3)
-    with pytest.raises(UserError, match="lr has 3 values, and there are 2 layer groups"): synth_learner(splitter=lambda m: [[m.a], [m.b]]).fit_cosine(2, [1e-3]*3)
+    with pytest.raises(UserError, match="lr has 3 values, and the number of layer groups is 2"): synth_learner(splitter=lambda m: [[m.a], [m.b]]).fit_cosine(2, [1e-3]*3)
 
 def test_accepted():
     "Rates as numpy's and torch's numbers, a slice and one per layer group; 0 is a rate"
