@@ -132,6 +132,7 @@ def _n_out(n_out, dls):
     if n and n_out!=n: raise UserError(f'n_out is {n_out}, and the data have {n} classes: leave it out, or give {n}.')
     return n_out
 
+# %% ../nbs/60_learner.ipynb #2be7a0c6
 def _opt_func(o):
     if isinstance(o, str): return create_opt_func(o)
     if callable(o) or isinstance(o, OptimWrapper): return o
@@ -176,9 +177,9 @@ class CheckTargets(Callback):
         if len(names)>1: raise UserError(f"fastai's {' and '.join(names)} together have no single meaning: use OneOf or Chain of ours.")
 
     def before_train(self):
-        if not self.recorder.train_metrics or all(m.off for m in self.learn._grab_cbs(Mixer)): return
+        counts = any(r.train_metrics for r in self.learn._grab_cbs(Recorder)) and not all(m.off for m in self.learn._grab_cbs(Mixer))
         for m in self.metrics:
-            if isinstance(m, AccumMetric): raise _unmixable(m)
+            if counts and isinstance(m, AccumMetric): raise _unmixable(m)
 
     def after_pred(self):
         f,n = _inner_loss(self.loss_func),get_c(self.dls)

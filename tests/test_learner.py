@@ -71,7 +71,8 @@ not_callbacks = [fv.RandomErasing(), fv.RandomErasing, fv.RandomCrop(8), Thing()
 @pytest.mark.parametrize('cb', not_callbacks, ids=lambda o: repr(o)[:30])
 def test_not_callbacks(cb):
     'What is not a callback is refused, wherever it is given; ours of the same name is named'
-    for f in (lambda: learner(cbs=cb), lambda: learner(cbs=[SAM(), cb]), lambda: learner().add_cb(cb), lambda: learner().add_cbs([cb]), lambda: fit(learner(), cbs=[cb])):
+    given = [lambda: learner(cbs=cb), lambda: learner(cbs=[SAM(), cb])] # to cifar_learner, to a Learner that is there, to a fit
+    for f in [*given, lambda: learner().add_cb(cb), lambda: learner().add_cbs([cb]), lambda: fit(learner(), cbs=[cb])]:
         with pytest.raises(UserError, match='is not a callback') as e: f()
         ours = getattr(cb, '__name__', type(cb).__name__)
         assert (f'use cifar_fastai.augment.{ours}' in str(e.value))==(ours in ('RandomErasing', 'RandomCrop'))
@@ -119,7 +120,8 @@ def test_fastais_mixers_bf16(name): fit(learner(cbs=theirs[name]()).to_bf16())
 @pytest.mark.parametrize('name', theirs)
 def test_mixers_together(name, ours):
     "Beside one of ours fastai's is refused by name, when the Learner is made and before a fit"
-    for f in (lambda: learner(cbs=[ours, theirs[name]()]), lambda: fit(learner(cbs=ours), cbs=theirs[name]()), lambda: fit(learner(cbs=theirs[name]), cbs=ours)):
+    cb = theirs[name]
+    for f in (lambda: learner(cbs=[ours, cb()]), lambda: fit(learner(cbs=ours), cbs=cb()), lambda: fit(learner(cbs=cb), cbs=ours)):
         with pytest.raises(UserError) as e: f()
         assert f"fastai's {theirs[name].__name__} and {ours!r}" in str(e.value)
 
@@ -129,7 +131,7 @@ def test_two_of_fastais():
 
 # targets, classes and metrics
 
-mixing = dict(mixup=lambda: MixUp(), cutmix=lambda: CutMix(p=1.), ricap=lambda: RICAP(), one_of=lambda: OneOf(MixUp(), CutMix(p=1.)), half=lambda: CutMix(p=0.5), none=lambda: MixUp(0.))
+mixing = dict(mixup=MixUp, cutmix=lambda: CutMix(p=1.), ricap=RICAP, one_of=lambda: OneOf(MixUp(), CutMix(p=1.)), half=CutMix, none=lambda: MixUp(0.))
 @pytest.mark.parametrize('name', mixing)
 def test_train_metrics(name):
     "With mixed targets `train_metrics` are the expected ones, as `TrainAccuracy` counts; validation is as ever"

@@ -69,7 +69,7 @@ def test_refusals(kwargs, name):
 def test_wrong_number_of_weights(targ):
     with pytest.raises(UserError, match='weight has 3 numbers, and the network has 5 outputs'): CrossEntropy(weight=[1, 1, 1])(pred, targ)
 
-tricks = dict(smoothing=lambda: LabelSmoothing(0.1), mixup=lambda: MixUp(), cutmix=lambda: CutMix(p=1.), chain=lambda: Chain(RICAP(), MixUp(0.3)), kd=lambda: KD(net()), sam=lambda: SAM())
+tricks = dict(smoothing=LabelSmoothing, mixup=MixUp, cutmix=lambda: CutMix(p=1.), chain=lambda: Chain(RICAP(), MixUp(0.3)), kd=lambda: KD(net()), sam=SAM)
 weights = torch.linspace(0.1, 3, 10)
 
 @pytest.mark.parametrize('names', [(n,) for n in tricks]+[('smoothing','mixup','kd','sam')])

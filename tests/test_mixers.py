@@ -165,11 +165,11 @@ def test_pickle(name):
 
 bad_betas = [-1, 1e-9, 0.009, 1001, 1e999, 1e308, float('nan'), 'a', None, True, [1], np.ones(2), 10**400]
 bad = [(lambda: CutMix(p=-0.1), 'p is -0.1'), (lambda: OneOf(), 'OneOf was given nothing'), (lambda: Chain(), 'Chain was given nothing'), (lambda: OneOf(MixUp(), p=2), 'p is 2'),
-    (lambda: OneOf(MixUp(), p=(1,1)), 'p is (1, 1)'), (lambda: OneOf(MixUp(), CutMix(), p=(0.5,0.6)), 'p is (0.5, 0.6)'), (lambda: OneOf(MixUp(), p=(float('nan'),)), 'p is nan')] + [
-    (lambda f=f, v=v: f(v), n) for f,n in ((MixUp, 'alpha is '), (CutMix, 'beta is '), (RICAP, 'beta is ')) for v in bad_betas] + [
-    (lambda f=f, v=v: f(p=v), 'p is ') for f in (CutMix, lambda p: OneOf(MixUp(), p=p)) for v in (float('inf'), 'a', None, True, {}, np.ones(1), [[1]])] + [
-    (lambda k=k, v=v: k(MixUp(), v), f'{k.__name__} was given ') for k in (OneOf, Chain) for v in (MixUp, 3, 'MixUp()', None, [CutMix()], SAM(), 'x'*10_000)] + [
-    (lambda v=v: LabelSmoothing(v), 'eps is ') for v in (-1, 2, 'a', None, float('nan'), True)]
+    (lambda: OneOf(MixUp(), p=(1,1)), 'p is (1, 1)'), (lambda: OneOf(MixUp(), CutMix(), p=(0.5,0.6)), 'p is (0.5, 0.6)'), (lambda: OneOf(MixUp(), p=(float('nan'),)), 'p is nan')]
+bad += [(lambda f=f, v=v: f(v), n) for f,n in ((MixUp, 'alpha is '), (CutMix, 'beta is '), (RICAP, 'beta is ')) for v in bad_betas]
+bad += [(lambda f=f, v=v: f(p=v), 'p is ') for f in (CutMix, lambda p: OneOf(MixUp(), p=p)) for v in (float('inf'), 'a', None, True, {}, np.ones(1), [[1]])]
+bad += [(lambda k=k, v=v: k(MixUp(), v), f'{k.__name__} was given ') for k in (OneOf, Chain) for v in (MixUp, 3, 'MixUp()', None, [CutMix()], SAM(), 'x'*10_000)]
+bad += [(lambda v=v: LabelSmoothing(v), 'eps is ') for v in (-1, 2, 'a', None, float('nan'), True)]
 @pytest.mark.parametrize('f,msg', bad)
 def test_bad_input(f, msg):
     with pytest.raises(UserError) as e: f()

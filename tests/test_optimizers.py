@@ -133,9 +133,9 @@ def of_param(learn, k):
     return {n:v for n,p in learn.model.named_parameters() for ps,v in groups if any(p is q for q in ps)}
 
 decayed = {'0.weight', '3.weight'}
-ways = dict(learner=lambda l: l.fit(1), fit=lambda l: l.fit(1, wd=0.1), one_cycle=lambda l: l.fit_one_cycle(1, wd=0.1), cosine=lambda l: l.fit_cosine(1, wd=0.1),
-    groups=lambda l: l.fit(1, wd=[0.1, 0.1]), fine_tune=lambda l: l.fine_tune(1, wd=0.1), set_hyper=lambda l: l.opt.set_hyper('wd', 0.1),
-    hypers=lambda l: [h.update(wd=0.1) for h in l.opt.hypers])
+ways = dict(learner=lambda l: l.fit(1), fit=lambda l: l.fit(1, wd=0.1), one_cycle=lambda l: l.fit_one_cycle(1, wd=0.1),
+    cosine=lambda l: l.fit_cosine(1, wd=0.1), groups=lambda l: l.fit(1, wd=[0.1, 0.1]), fine_tune=lambda l: l.fine_tune(1, wd=0.1),
+    set_hyper=lambda l: l.opt.set_hyper('wd', 0.1), hypers=lambda l: [h.update(wd=0.1) for h in l.opt.hypers])
 
 @pytest.mark.parametrize('way', ways)
 @pytest.mark.parametrize('name', optimizers)
@@ -172,9 +172,9 @@ def test_layer_groups(name, wd_bn_bias):
     for learn,s in zip(learners, seen):
         def look(): s.append(({n:p.requires_grad for n,p in learn.model.named_parameters()}, of_param(learn, 'lr')))
         with learn.no_bar(), learn.no_logging():
-            for f in (learn.freeze, learn.unfreeze, lambda: learn.freeze_to(1), lambda: learn.fit(1, slice(1e-4, 1e-2)), lambda: learn.fit(1, slice(1e-3)),
-                    lambda: learn.fit_one_cycle(1, slice(1e-4, 1e-2)), learn.unfreeze, lambda: learn.fit_flat_cos(1, slice(1e-4, 1e-2)), lambda: learn.fit(1, [1e-3, 1e-4])):
-                f()
+            for f,*args in [(learn.freeze,), (learn.unfreeze,), (learn.freeze_to, 1), (learn.fit, 1, slice(1e-4, 1e-2)), (learn.fit, 1, slice(1e-3)),
+                (learn.unfreeze,), (learn.fit_one_cycle, 1, slice(1e-4, 1e-2)), (learn.fit_flat_cos, 1, slice(1e-4, 1e-2)), (learn.fit, 1, [1e-3, 1e-4])]:
+                f(*args)
                 look()
     assert seen[0]==seen[1] and seen[0][0][0]['0.weight']==False and seen[0][0][0]['3.weight']==True
     assert len(learners[0].opt.param_lists)==len(learners[0].opt.hypers)==2
@@ -314,7 +314,8 @@ def final(learn):
     return seen
 
 fits = dict(plain=lambda l, lr: l.fit(1, lr), cosine=lambda l, lr: l.fit_cosine(3, lr), warm=lambda l, lr: l.fit_warmcosine(2, lr, by='batch'),
-    one_cycle=lambda l, lr: l.fit_one_cycle(2, lr), flat=lambda l, lr: l.fit_flat_cos(2, lr), sgdr=lambda l, lr: l.fit_sgdr(1, 2, lr), triangular=lambda l, lr: l.fit_triangular(2, lr))
+    one_cycle=lambda l, lr: l.fit_one_cycle(2, lr), flat=lambda l, lr: l.fit_flat_cos(2, lr), sgdr=lambda l, lr: l.fit_sgdr(1, 2, lr),
+    triangular=lambda l, lr: l.fit_triangular(2, lr))
 
 @pytest.mark.parametrize('lr', [1e-3, 0.3, slice(1e-4, 1e-2)])
 @pytest.mark.parametrize('kind', fits)

@@ -80,14 +80,13 @@ def test_fit(policy, n, shape, make, by):
 bad_rates = ['a', float('nan'), float('inf'), -0.1, 1e308, [0.1, 'a'], [[0.1]], True, slice('a'), slice(None), slice(-1, 1), slice(0.1, 1e308), {}, b'1', np.array([-1.])]
 bad_lengths = [0, -1, 1.5, '3', None, True, float('inf'), 10**30, [3]]
 bad_milestones = ['60,120', 5.5, {}, ['a'], [-1], [float('nan')], [[1]], 0, object(), [10**400]]
-refused = [(p, dict(lr=v), 'lr') for p in policies for v in bad_rates] + [(p, dict(n_epoch=v), 'n_epoch') for p in policies for v in bad_lengths] + [
-    (p, dict(milestones=v), 'milestones') for p in ('multistep', 'warmup_multistep') for v in bad_milestones] + [
-    (p, dict(gamma=v), 'gamma') for p in ('multistep', 'warmup_multistep') for v in (-1, 2, 'a', float('nan'))] + [
-    (p, dict(lr_min=v), 'lr_min') for p in ('cosine', 'warmcosine', 'cosine_restarts') for v in (-1, 0.2, 'a', float('inf'))] + [
-    (p, {k:v}, k) for p in ('warmup_multistep', 'warmcosine') for k,vs in dict(warmup=(-1, 5, 'a'), start=(-1, 2, 'a')).items() for v in vs] + [
-    ('warmcosine', dict(period=v), 'period') for v in (0, -1, 'a', 1e30)] + [('triangular', dict(up=v), 'up') for v in (-1, 9, 'a')] + [
-    ('cosine_restarts', {k:v}, k) for k,vs in dict(T_0=(0, 1e-9, 'a', 1e30), T_mult=(0.5, 1e9, float('nan'))).items() for v in vs] + [
-    (p, dict(by=v), 'by') for p in policies for v in ('step', 1, True)]
+nan,steps,ends = float('nan'),('multistep', 'warmup_multistep'),('cosine', 'warmcosine', 'cosine_restarts')
+bad_settings = [ # of which policies, setting, values
+    (policies, 'lr', bad_rates), (policies, 'n_epoch', bad_lengths), (policies, 'by', ('step', 1, True)), (steps, 'milestones', bad_milestones),
+    (steps, 'gamma', (-1, 2, 'a', nan)), (ends, 'lr_min', (-1, 0.2, 'a', float('inf'))), (('warmup_multistep', 'warmcosine'), 'warmup', (-1, 5, 'a')),
+    (('warmup_multistep', 'warmcosine'), 'start', (-1, 2, 'a')), (('warmcosine',), 'period', (0, -1, 'a', 1e30)), (('triangular',), 'up', (-1, 9, 'a')),
+    (('cosine_restarts',), 'T_0', (0, 1e-9, 'a', 1e30)), (('cosine_restarts',), 'T_mult', (0.5, 1e9, nan))]
+refused = [(p, {k:v}, k) for ps,k,vs in bad_settings for p in ps for v in vs]
 
 @pytest.mark.parametrize('policy,kwargs,name', refused, ids=lambda v: repr(v)[:50])
 def test_refusals(policy, kwargs, name):
