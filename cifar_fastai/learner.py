@@ -160,7 +160,10 @@ def _callback(cb):
 
 _add_cb = Learner.add_cb
 @patch
-def add_cb(self:Learner, cb, _add_cb=_add_cb):
+def add_cb(self:Learner,
+    cb, # a callback, or the class of one
+    _add_cb=_add_cb # fastai's own
+):
     "fastai's; a Learner of `cifar_learner` refuses what is not a callback"
     return _add_cb(self, _callback(cb) if self._grab_cbs(CheckTargets) else cb)
 

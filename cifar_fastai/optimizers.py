@@ -17,7 +17,7 @@ from fastai.optimizer import set_item_pg
 from .core import *
 
 # %% ../nbs/41_optimizers.ipynb #5f2e91c4
-_highest = dict(lr=1e6, weight_decay=1e6, eps=1e6, final_lr=1e6, gamma=1e6, trust_coefficient=1e6, momentum=1, betas=1)
+_highest = dict(lr=1e30, weight_decay=1e6, eps=1e6, final_lr=1e6, gamma=1e6, trust_coefficient=1e6, momentum=1, betas=1)
 
 def _checked(
     key:str, # torch's name of a hyperparameter

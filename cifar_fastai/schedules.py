@@ -155,7 +155,7 @@ def policy_values(
     **shape, # of the curve
 )->list: # `n_epoch*n_iter` values
     "The learning rate of every batch"
-    lr = check_range('lr', lr, 0, 1e6)
+    lr = check_range('lr', lr, 0, 1e30)
     n_epoch,n_iter = _epochs('n_epoch', n_epoch, 1, whole=True),check_range('n_iter', n_iter, 1, 1e9, whole=True)
     f,per = _curve(policy, shape),_per(by, policy, n_epoch)
     return [f(lr, e+per*i/n_iter, n_epoch) for e in range(n_epoch) for i in range(n_iter)]
