@@ -25,45 +25,83 @@ def as_probs(
     return torch.zeros(len(y), n_out, device=y.device, dtype=dtype or torch.get_default_dtype()).scatter_(1, y[:,None], 1)
 
 # %% ../nbs/40_losses.ipynb #de34588b
+def _class_weights(w):
+    "Class weights as a tensor"
+    if w is None: return
+    try: res = w.detach().clone() if isinstance(w, Tensor) else torch.tensor(w, dtype=torch.get_default_dtype())
+    except (TypeError, ValueError, RuntimeError): res = torch.empty(0)
+    if not res.is_floating_point(): res = res.to(torch.get_default_dtype())
+    ok = res.ndim==1 and len(res) and (res.is_meta or (res.isfinite().all() and (res>=0).all() and res.any()))
+    if not ok: raise UserError(f'weight is {short(w)}: it must be one number per class, 0 or more and not all 0.')
+    return res
+
+# %% ../nbs/40_losses.ipynb #d3c5f1a9
 class CrossEntropy(nn.Module):
     "Cross entropy with labels or probabilities, smoothed by `smoothing`, plus `terms`; what a Learner needs to decode it"
+    y_int = True # fastai's own mixers look for it: they swap the loss while batches train
     def __init__(self,
         smoothing:float=0., # 0 to 1: mixes the target with the uniform one (1512.00567); set while training by `LabelSmoothing`
         reduction:str='mean', # 'mean', 'sum' or 'none'
+        weight=None, # of each class (n_out,); default all the same
     ):
         super().__init__()
+        if reduction not in ('mean', 'sum', 'none'): raise UserError(f"reduction is {short(reduction)}: it must be 'mean', 'sum' or 'none'.")
         self.smoothing,self.reduction,self.terms = check_range('smoothing', smoothing, 0, 1),reduction,[]
+        self.register_buffer('weight', _class_weights(weight))
 
     def forward(self, pred, targ):
-        loss = F.cross_entropy(pred, targ, label_smoothing=self.smoothing, reduction=self.reduction)
+        _check_shapes(pred, targ, self.weight)
+        f = F.cross_entropy if self.weight is None else partial(_weighted, self.weight)
+        loss = f(pred, targ, label_smoothing=self.smoothing, reduction=self.reduction)
         for t in self.terms: loss = t(loss, pred, targ)
         return loss
 
     def activation(self, x): return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
-    @contextmanager
-    def smoothed(self, eps:float):
-        "Smooth by `eps` inside"
-        old,self.smoothing = self.smoothing,eps
-        try: yield self
-        finally: self.smoothing = old
+# %% ../nbs/40_losses.ipynb #e8f60d17
+def _weighted(weight, pred, targ, reduction, **kwargs):
+    "`F.cross_entropy`, whose mean is over weights times probabilities where `targ` is probabilities"
+    pred = pred.to(torch.promote_types(pred.dtype, weight.dtype))
+    w = weight.to(pred.device, pred.dtype)
+    if targ.ndim<2: return F.cross_entropy(pred, targ, w, reduction=reduction, **kwargs)
+    loss,targ = F.cross_entropy(pred, targ.to(pred.dtype), w, reduction='sum' if reduction=='mean' else reduction, **kwargs),targ.to(pred.dtype)
+    return loss/(targ*w).sum() if reduction=='mean' else loss
 
-    @contextmanager
-    def with_term(self, f):
-        "Inside, the loss goes through `f(loss, pred, targ)`, which returns the new one"
-        self.terms.append(f)
-        try: yield self
-        finally: self.terms.remove(f)
+def _check_shapes(pred, targ, weight):
+    if pred.ndim!=2: return
+    if weight is not None and len(weight)!=pred.shape[1]:
+        raise UserError(f'weight has {len(weight)} numbers, and the network has {pred.shape[1]} outputs: give one per class.')
+    if targ.ndim==2 and targ.shape[1]!=pred.shape[1]:
+        raise UserError(f'The network has {pred.shape[1]} outputs, and the targets have {targ.shape[1]} classes: they must be the same.')
+
+# %% ../nbs/40_losses.ipynb #f9017b52
+@patch
+@contextmanager
+def smoothed(self:CrossEntropy, eps:float):
+    "Smooth by `eps` inside"
+    old,self.smoothing = self.smoothing,eps
+    try: yield self
+    finally: self.smoothing = old
+
+@patch
+@contextmanager
+def with_term(self:CrossEntropy, f):
+    "Inside, the loss goes through `f(loss, pred, targ)`, which returns the new one"
+    self.terms.append(f)
+    try: yield self
+    finally: self.terms.remove(f)
 
 # %% ../nbs/40_losses.ipynb #3e21fc85
 def _like(loss_func):
     "The `CrossEntropy` that computes what `loss_func` computes, or `UserError`"
     f = loss_func.func if isinstance(loss_func, BaseLoss) else loss_func
-    if isinstance(f, nn.CrossEntropyLoss) and f.weight is None and f.ignore_index==-100: return CrossEntropy(f.label_smoothing, f.reduction)
-    if type(f).__name__=='LabelSmoothingCrossEntropy' and f.weight is None: return CrossEntropy(f.eps, f.reduction)
+    if isinstance(f, nn.CrossEntropyLoss) and f.ignore_index==-100: return CrossEntropy(f.label_smoothing, f.reduction, f.weight)
+    weighted = any(getattr(f, k, None) is not None for k in ('weight', 'pos_weight'))
+    if type(f).__name__=='LabelSmoothingCrossEntropy' and not weighted: return CrossEntropy(f.eps, f.reduction)
     if f is F.cross_entropy: return CrossEntropy()
-    raise UserError(f'This trick needs a plain cross entropy that takes class probabilities, and the Learner has {loss_func!r}: give it loss_func=CrossEntropy().')
+    use = 'CrossEntropy(weight=...), with the same class weights' if weighted else 'CrossEntropy()'
+    raise UserError(f'This trick needs a cross entropy, which takes class probabilities, and the Learner has {short(loss_func)}: use loss_func={use}.')
 
 # %% ../nbs/40_losses.ipynb #1c4b8660
 @contextmanager

@@ -180,10 +180,10 @@ def recipe_learner(
 )->Learner:
     "The Learner of a recipe, its random numbers seeded"
     check_recipe(r)
-    opt = opt_func(r.optimizer, **(dict(momentum=r.momentum) if r.optimizer in ('sgd', 'nesterov') else {}))
+    opt_func = create_opt_func(r.optimizer, **(dict(momentum=r.momentum) if r.optimizer in ('sgd', 'nesterov') else {}))
     set_seed(r.seed)
     cbs,dls = recipe_tricks(r),cifar_dls(r.dataset, root=root, bs=r.bs, fraction=r.part, device=device)
-    return cifar_learner(r.model, dls, cbs=cbs, opt=opt, lr=r.lr, wd=r.weight_decay, wd_bn_bias=r.wd_bn_bias, init=r.init, **kwargs)
+    return cifar_learner(r.model, dls, cbs=cbs, opt_func=opt_func, lr=r.lr, wd=r.weight_decay, wd_bn_bias=r.wd_bn_bias, init=r.init, **kwargs)
 
 # %% ../nbs/62_run.ipynb #074c8228
 def recipe_fit(

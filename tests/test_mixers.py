@@ -163,12 +163,30 @@ def test_pickle(name):
     x,probs = torch.rand(4, 1, 8, 8),torch.eye(4)
     assert torch.equal(t.mix(x, probs)[0], again.mix(x, probs)[0])
 
-bad = [(lambda: MixUp(-1), 'alpha is -1'), (lambda: CutMix(p=-0.1), 'p is -0.1'), (lambda: CutMix(-1), 'beta is -1'), (lambda: RICAP('a'), "beta is 'a'"),
-    (lambda: OneOf(), 'OneOf was given nothing'), (lambda: Chain(MixUp), 'Chain was given'), (lambda: OneOf(MixUp(), p=2), 'p is 2'), (lambda: OneOf(MixUp(), p=(1,1)), 'p is (1, 1)')]
+bad_betas = [-1, 1e-9, 0.009, 1001, 1e999, 1e308, float('nan'), 'a', None, True, [1], np.ones(2), 10**400]
+bad = [(lambda: CutMix(p=-0.1), 'p is -0.1'), (lambda: OneOf(), 'OneOf was given nothing'), (lambda: Chain(), 'Chain was given nothing'), (lambda: OneOf(MixUp(), p=2), 'p is 2'),
+    (lambda: OneOf(MixUp(), p=(1,1)), 'p is (1, 1)'), (lambda: OneOf(MixUp(), CutMix(), p=(0.5,0.6)), 'p is (0.5, 0.6)'), (lambda: OneOf(MixUp(), p=(float('nan'),)), 'p is nan')]
+bad += [(lambda f=f, v=v: f(v), n) for f,n in ((MixUp, 'alpha is '), (CutMix, 'beta is '), (RICAP, 'beta is ')) for v in bad_betas]
+bad += [(lambda f=f, v=v: f(p=v), 'p is ') for f in (CutMix, lambda p: OneOf(MixUp(), p=p)) for v in (float('inf'), 'a', None, True, {}, np.ones(1), [[1]])]
+bad += [(lambda k=k, v=v: k(MixUp(), v), f'{k.__name__} was given ') for k in (OneOf, Chain) for v in (MixUp, 3, 'MixUp()', None, [CutMix()], SAM(), 'x'*10_000)]
+bad += [(lambda v=v: LabelSmoothing(v), 'eps is ') for v in (-1, 2, 'a', None, float('nan'), True)]
 @pytest.mark.parametrize('f,msg', bad)
 def test_bad_input(f, msg):
     with pytest.raises(UserError) as e: f()
-    assert str(e.value).startswith(msg) and str(e.value).count('. ')==0
+    assert str(e.value).startswith(msg) and str(e.value).count('. ')==0 and len(str(e.value))<200
+
+@pytest.mark.parametrize('v', [0.01, 0.1, 1000, 1000.])
+def test_smallest_and_largest(v):
+    'At the ends of what is accepted, draws are quick and as often above a half as below'
+    t = MixUp(v)
+    lams = [t.stream.py.betavariate(t.alpha, t.alpha) for _ in range(4000)]
+    assert stats.binomtest(sum(o>0.5 for o in lams), 4000).pvalue > 1e-4
+    if v>=0.1: assert stats.kstest(lams, stats.beta(v, v).cdf).pvalue > 1e-4
+
+def test_numbers():
+    'Numbers of numpy and torch are numbers, and shown as such'
+    assert repr(OneOf(MixUp(np.float32(0.5)), CutMix(torch.tensor(2.)), p=[np.float64(0.25), 0.5]))=='OneOf(MixUp(alpha=0.5), CutMix(beta=2.0), p=[0.25, 0.5])'
+    assert MixUp(0).off and CutMix(0).off and RICAP(0).off
 
 # several mixers as one trick, through the contract
 

@@ -1,14 +1,20 @@
 "Optimizers that torch has not, equal to pytorch_optimizer's in float64; every optimizer by name in a Learner"
-import copy,pytest,torch
+import copy,math,pickle,pytest,torch
+from contextlib import suppress
 from functools import partial
 import pytorch_optimizer as po
 from torch import nn
+from fastai.callback.core import Callback
+from fastai.callback.schedule import * # patches Learner
+from fastai.callback.tracker import ReduceLROnPlateau
+from fastai.learner import Learner,load_learner
+from fastai.optimizer import SGD,OptimWrapper
 from fastai.torch_core import set_seed
-from cifar_fastai.checkpoint import learner_state,load_learner_state
+from cifar_fastai.checkpoint import Checkpoint,learner_state,load_learner_state
 from cifar_fastai.core import UserError
 from cifar_fastai.data import cifar_dls
 from cifar_fastai.learner import cifar_learner
-from cifar_fastai.optimizers import AdaBound,AdaBoundW,LARS,Lion,opt_func,optimizers
+from cifar_fastai.optimizers import AdaBound,AdaBoundW,LARS,Lion,create_opt_func,optimizers
 
 class TheirAdaBound(po.AdaBound):
     "pytorch_optimizer's, without the 1e-15 that it adds to the second moment and the paper does not"
@@ -82,7 +88,7 @@ def learner(name, **kw):
     set_seed(0)
     dls = cifar_dls('digits', bs=13, fraction=40/1500, val_bs=100)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4*64, 10))
-    return cifar_learner(model, dls, opt=name, lr=0.01, **kw)
+    return cifar_learner(model, dls, opt_func=name, lr=0.01, **kw)
 
 def fit(learn, n=1):
     set_seed(1)
@@ -93,7 +99,7 @@ def fit(learn, n=1):
 def test_in_a_learner(name):
     'By name, with norms and biases left undecayed, on the meta device, and on from a saved state'
     learn = fit(learner(name, wd_bn_bias=False))
-    assert [h['wd'] for h in learn.opt.hypers]==[5e-4, 0.]
+    assert [g['weight_decay'] for g in learn.opt.opt.param_groups]==[5e-4, 0.]
     on_meta = learner(name)
     on_meta.dls.to('meta')
     on_meta.model.to('meta')
@@ -109,17 +115,234 @@ def test_in_a_learner(name):
 def test_closure(name):
     "As torch's: a closure is evaluated with gradients, and its loss returned"
     w = nn.Parameter(torch.ones(2, 2))
-    opt = opt_func(name)([w], lr=0.01)
+    opt = create_opt_func(name)([w], lr=0.01)
     def closure():
         loss = w.square().sum()
         loss.backward()
         return loss
     assert opt.opt.step(closure)==4. and w.sum()<4
 
+# weight decay and layer groups are two things
+
+def halves(m): return [list(m[:2].parameters()), list(m[2:].parameters())]
+
+def of_param(learn, k):
+    "Hyperparameter `k` of each parameter, by torch's name, in torch's groups or in fastai's"
+    if isinstance(learn.opt, OptimWrapper): groups = [(g['params'], g[k]) for g in learn.opt.opt.param_groups]
+    else: groups = [(ps, h[dict(weight_decay='wd').get(k, k)]) for ps,h in zip(learn.opt.param_lists, learn.opt.hypers)]
+    return {n:v for n,p in learn.model.named_parameters() for ps,v in groups if any(p is q for q in ps)}
+
+decayed = {'0.weight', '3.weight'}
+ways = dict(learner=lambda l: l.fit(1), fit=lambda l: l.fit(1, wd=0.1), one_cycle=lambda l: l.fit_one_cycle(1, wd=0.1),
+    cosine=lambda l: l.fit_cosine(1, wd=0.1), groups=lambda l: l.fit(1, wd=[0.1, 0.1]), fine_tune=lambda l: l.fine_tune(1, wd=0.1),
+    set_hyper=lambda l: l.opt.set_hyper('wd', 0.1), hypers=lambda l: [h.update(wd=0.1) for h in l.opt.hypers])
+
+@pytest.mark.parametrize('way', ways)
+@pytest.mark.parametrize('name', optimizers)
+def test_undecayed(name, way):
+    'However the weight decay is set, `wd_bn_bias=False` keeps it from norms and biases, and one number or one per layer group is right'
+    learn = learner(name, wd=0.1 if way=='learner' else 0.3, wd_bn_bias=False, splitter=halves)
+    learn.create_opt()
+    with learn.no_bar(), learn.no_logging(): ways[way](learn)
+    assert of_param(learn, 'weight_decay')=={n:0.1 if n in decayed else 0. for n,_ in learn.model.named_parameters()}
+    assert [h['wd'] for h in learn.opt.hypers]==[0.1, 0.1]
+
+@pytest.mark.parametrize('on', [False, True])
+def test_fastais_learner(on):
+    "`wd_bn_bias` of a Learner made elsewhere is obeyed"
+    ours = learner('sgd')
+    learn = Learner(ours.dls, ours.model, ours.loss_func, opt_func=create_opt_func('adamw'), wd=0.1, wd_bn_bias=on)
+    fit(learn)
+    assert {n for n,v in of_param(learn, 'weight_decay').items() if v}==(set(dict(learn.model.named_parameters())) if on else decayed)
+
+def test_other_wrappers():
+    "fastai's own wrapper decays norms and biases whatever `wd_bn_bias` says: refused, however it is given; its own optimizers obey"
+    wrap = partial(OptimWrapper, opt=torch.optim.SGD)
+    for o in (wrap, lambda ps, lr: wrap(ps, lr=lr), OptimWrapper(opt=torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))):
+        with pytest.raises(UserError, match='wd_bn_bias=False: .* create_opt_func'): learner(o, wd_bn_bias=False)
+        learner(o)
+    learner(SGD, wd_bn_bias=False)
+
+@pytest.mark.parametrize('wd_bn_bias', [False, True])
+@pytest.mark.parametrize('name', optimizers)
+def test_layer_groups(name, wd_bn_bias):
+    "Freezing and slices of rates act on layer groups, as with fastai's own SGD"
+    learners = [learner(o, wd_bn_bias=wd_bn_bias, splitter=halves) for o in (name, SGD)]
+    seen = [[] for _ in learners]
+    for learn,s in zip(learners, seen):
+        def look(): s.append(({n:p.requires_grad for n,p in learn.model.named_parameters()}, of_param(learn, 'lr')))
+        with learn.no_bar(), learn.no_logging():
+            for f,*args in [(learn.freeze,), (learn.unfreeze,), (learn.freeze_to, 1), (learn.fit, 1, slice(1e-4, 1e-2)), (learn.fit, 1, slice(1e-3)),
+                (learn.unfreeze,), (learn.fit_one_cycle, 1, slice(1e-4, 1e-2)), (learn.fit_flat_cos, 1, slice(1e-4, 1e-2)), (learn.fit, 1, [1e-3, 1e-4])]:
+                f(*args)
+                look()
+    assert seen[0]==seen[1] and seen[0][0][0]['0.weight']==False and seen[0][0][0]['3.weight']==True
+    assert len(learners[0].opt.param_lists)==len(learners[0].opt.hypers)==2
+
+def test_without_norms():
+    'Layer groups of only norms and biases, or of neither'
+    learn = learner('sgd', wd_bn_bias=False, wd=0.1, splitter=lambda m: [[m[0].weight], [m[3].weight], [m[0].bias, *m[1].parameters(), m[3].bias]])
+    fit(learn)
+    assert [len(ps) for ps in learn.opt.param_lists]==[1, 1, 4]
+    assert {n for n,v in of_param(learn, 'weight_decay').items() if v}==decayed and [h['wd'] for h in learn.opt.hypers]==[0.1]*3
+
+@pytest.mark.parametrize('name', optimizers)
+def test_split(name):
+    'Any number of parts, with any factors; what is set for a layer group is read from it again, exactly, also from a saved state'
+    def opt():
+        ps = [nn.Parameter(torch.full((2,), i+1.)) for i in range(6)]
+        res = create_opt_func(name)([ps[:4], ps[4:]], lr=0.01)
+        res.split(ps[1:3], wd=0., lr=3.)
+        res.split([ps[2], ps[5]], lr=1/3)
+        return ps,res
+    ps,o = opt()
+    assert [len(l) for l in o.param_lists]==[4, 2] and [len(g['params']) for g in o.opt.param_groups]==[2, 1, 1, 1, 1]
+    o.set_hyper('lr', [0.1, 0.7])
+    o.set_hyper('wd', 0.3)
+    def check(ps, o):
+        def of(k): return [next(g[k] for g in o.opt.param_groups if any(p is q for q in g['params'])) for p in ps]
+        assert of('lr')==[0.1, 0.1*3., 0.1*(3.*(1/3)), 0.1, 0.7, 0.7*(1/3)] and of('weight_decay')==[0.3, 0., 0., 0.3, 0.3, 0.3]
+        assert [h['lr'] for h in o.hypers]==[0.1, 0.7] and [h['wd'] for h in o.hypers]==[0.3, 0.3]
+    check(ps, o)
+    sd = o.state_dict()
+    o.set_hyper('lr', 0.2)
+    ps,o = opt()
+    o.load_state_dict(sd)
+    check(ps, o)
+    with pytest.raises(KeyError): o.split(ps, no_such=1.)
+
+@pytest.mark.parametrize('name', optimizers)
+def test_save_and_load(name, tmp_path):
+    "`save` and `load` bring the optimizer back, groups and rates too"
+    kw = dict(wd_bn_bias=False, splitter=halves, path=tmp_path)
+    def train(learn):
+        set_seed(1)
+        with learn.no_bar(), learn.no_logging(): learn.fit_cosine(2, slice(1e-3, 1e-2), wd=0.1, by='batch')
+    a,b = learner(name, **kw),learner(name, **kw)
+    train(a)
+    a.save('m')
+    b.load('m')
+    b.create_opt()
+    b.load('m')
+    for k in ('lr', 'weight_decay'): assert of_param(a, k)==of_param(b, k)
+    for l in (a, b): train(l)
+    for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values()): assert torch.equal(x, y)
+
+class StopAt(Callback):
+    order = 96
+    def __init__(self, epoch): self.at = epoch
+    def before_epoch(self):
+        if self.epoch==self.at: raise KeyboardInterrupt
+
+@pytest.mark.parametrize('name', optimizers)
+def test_resume(name, tmp_path):
+    'Interrupted and resumed in a new Learner: bitwise the uninterrupted fit, with undecayed norms, two layer groups and a rate that a callback wrote'
+    def run(file, *cbs, resume=False):
+        learn = learner(name, wd_bn_bias=False, splitter=halves, cbs=[Lower(), Checkpoint(tmp_path/file, resume=resume), *cbs])
+        set_seed(1)
+        with learn.no_bar(), learn.no_logging(), suppress(KeyboardInterrupt): learn.fit(4, slice(1e-3, 1e-2), wd=0.1)
+        return learn
+    whole = run('a')
+    run('b', StopAt(2))
+    later = run('b', resume=True)
+    assert of_param(later, 'lr')==of_param(whole, 'lr') and whole.opt.hypers[1]['lr']==0.005
+    for a,b in zip(whole.model.state_dict().values(), later.model.state_dict().values()): assert torch.equal(a, b)
+
+# hyperparameters that are written
+
+class Lower(Callback):
+    'Halves the rate after the second epoch, as ReduceLROnPlateau may'
+    def after_epoch(self):
+        if self.epoch==1:
+            for h in self.opt.hypers: h['lr'] = h['lr']/2
+
+@pytest.mark.parametrize('name', optimizers)
+def test_hypers(name):
+    "What `hypers` holds is what fastai's own has, and a write reaches the parameter groups"
+    cls,kw = optimizers[name]
+    ps = [[nn.Parameter(torch.ones(2))], [nn.Parameter(torch.ones(2))]]
+    ours,theirs = create_opt_func(name)(ps, lr=0.01),OptimWrapper(ps, cls, lr=0.01, **kw)
+    for a,b in zip(ours.hypers, theirs.hypers):
+        assert dict(a)==b==a and {**a}==b and repr(a)==repr(b) and len(a)==len(b) and list(a.items())==list(b.items()) and 'lr' in a and 'x' not in a
+        for c in (a.copy(), copy.copy(a), copy.deepcopy(a), pickle.loads(pickle.dumps(a))): assert type(c) is dict and c==b
+    names = {t:f for t,f in theirs.fwd_map.items() if isinstance(theirs.hypers[0][f], (int, float)) and not isinstance(theirs.hypers[0][f], bool)}
+    assert {'lr', 'weight_decay'}<=set(names) and (name not in ('adam', 'lion') or 'betas__0' in names)
+    for i,(t,f) in enumerate(names.items()):
+        for key,v in ((t, 0.25+i/100), (f, 0.5+i/100)):
+            ours.hypers[1][key] = v
+            key,_,j = t.partition('__')
+            got = ours.opt.param_groups[1][key]
+            assert (got[int(j)] if j else got)==v==ours.hypers[1][f]==ours.hypers[1][t]
+    assert ours.hypers[0]==theirs.hypers[0]
+    for h in ours.hypers:
+        with pytest.raises(KeyError): h['learning_rate'] = 1
+        with pytest.raises(TypeError): del h['lr']
+
+@pytest.mark.parametrize('name', [*optimizers, SGD])
+def test_plateau(name):
+    "`ReduceLROnPlateau` lowers the rate in a plain fit, as for fastai's own SGD, and a schedule overwrites it at its next batch"
+    def rates(fit):
+        learn,seen = learner(name, cbs=ReduceLROnPlateau('never', patience=1)),[]
+        learn.metrics = [lambda p,y: torch.tensor(0.)]
+        learn.metrics[0].func.__name__ = 'never'
+        learn.add_cb(Callback(before_step=lambda self: seen.append(self.opt.hypers[-1]['lr'])))
+        with learn.no_bar(), learn.no_logging(): fit(learn)
+        return seen
+    plain = rates(lambda l: l.fit(3, 0.01))
+    n = len(plain)//3
+    assert plain==pytest.approx([0.01]*2*n + [0.001]*n)
+    learn = learner(name)
+    sched = rates(lambda l: l.fit_cosine(3, 0.01, by='batch'))
+    assert sched==pytest.approx([0.01*(1+math.cos(math.pi*i/3/n))/2 for i in range(3*n)])
+
+@pytest.mark.parametrize('name', optimizers)
+def test_pickle(name, tmp_path):
+    learn = fit(learner(name, wd_bn_bias=False, path=tmp_path))
+    o = pickle.loads(pickle.dumps(learn.opt))
+    assert o.hypers==learn.opt.hypers and [len(p) for p in o.param_lists]==[len(p) for p in learn.opt.param_lists]
+    learn.export('m.pkl')
+    loaded = load_learner(tmp_path/'m.pkl')
+    loaded.create_opt()
+    assert [g['weight_decay'] for g in loaded.opt.opt.param_groups][1]==0. and loaded.opt.hypers[0].keys()==learn.opt.hypers[0].keys()
+
+# what AdaBound's final rate is measured against
+
+def final(learn):
+    "`final_lr` at the rate that a step uses, by its definition; recorded at every step"
+    seen = []
+    learn.add_cb(Callback(before_step=lambda self: seen.append([g['final_lr']*g['lr']/g['base_lr'] for g in self.opt.opt.param_groups])))
+    return seen
+
+fits = dict(plain=lambda l, lr: l.fit(1, lr), cosine=lambda l, lr: l.fit_cosine(3, lr), warm=lambda l, lr: l.fit_warmcosine(2, lr, by='batch'),
+    one_cycle=lambda l, lr: l.fit_one_cycle(2, lr), flat=lambda l, lr: l.fit_flat_cos(2, lr), sgdr=lambda l, lr: l.fit_sgdr(1, 2, lr),
+    triangular=lambda l, lr: l.fit_triangular(2, lr))
+
+@pytest.mark.parametrize('lr', [1e-3, 0.3, slice(1e-4, 1e-2)])
+@pytest.mark.parametrize('kind', fits)
+@pytest.mark.parametrize('name', ['adabound', 'adaboundw'])
+def test_base_lr(name, kind, lr):
+    "`final_lr` is the rate at the top of the fit, whatever the Learner's own rate is, and follows the schedule"
+    learn = learner(name, splitter=halves)
+    seen = final(learn)
+    for _ in range(2): # a second fit with another rate is measured by itself
+        with learn.no_bar(), learn.no_logging(): fits[kind](learn, lr)
+        assert len(seen)>2
+        for i,top in enumerate((lr.start, lr.stop) if isinstance(lr, slice) else (lr, lr)):
+            assert learn.opt.opt.param_groups[i]['base_lr']==pytest.approx(top)
+            assert max(s[i] for s in seen)==pytest.approx(0.1, rel=0.2) and all(s[i]<0.1001 for s in seen)
+        seen.clear()
+        lr = slice(1e-3, 1e-1) if isinstance(lr, slice) else lr*10
+
+def test_lr_find_keeps_base_lr():
+    learn = learner('adabound')
+    learn.create_opt()
+    with learn.no_bar(): learn.lr_find(num_it=8, show_plot=False)
+    assert learn.opt.opt.param_groups[0]['base_lr']==0.01
+
 @pytest.mark.parametrize('make,said', [
     (lambda p: AdaBound(p, final_lr=-1), 'final_lr is -1'), (lambda p: AdaBound(p, gamma=-1), 'gamma is -1'),
     (lambda p: LARS(p, momentum=2), 'momentum is 2'), (lambda p: Lion(p, weight_decay=-1), 'weight_decay is -1'),
-    (lambda p: opt_func('loin'), "There is no optimizer 'loin': did you mean 'lion'")])
+    (lambda p: create_opt_func('loin'), "There is no optimizer 'loin': did you mean 'lion'")])
 def test_refusals(make, said):
     with pytest.raises(UserError) as e: make([nn.Parameter(torch.ones(1))])
     assert said in str(e.value)
