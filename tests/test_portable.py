@@ -2,7 +2,7 @@
 import ast,subprocess,sys
 from configparser import ConfigParser
 from pathlib import Path
-import pytest,yaml
+import yaml
 
 root = Path(__file__).parents[1]
 
