@@ -7,13 +7,13 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/augment.html.md"""
 # %% auto #0
 __all__ = ['operations', 'autoaugment_policies', 'adjust_brightness', 'adjust_color', 'adjust_contrast', 'adjust_sharpness',
            'posterize', 'solarize', 'autocontrast', 'invert', 'equalize', 'warp', 'apply_operations', 'PixelTrick',
-           'reflect_crop', 'RandomCrop', 'mirror', 'pixel_hash', 'Flip', 'draw_boxes', 'resized_crop',
+           'reflect_crop', 'RandomCrop', 'mirror', 'pixel_hash', 'Flip', 'check_span', 'draw_boxes', 'resized_crop',
            'RandomResizedCrop', 'magnitudes', 'ImagePolicy', 'AutoAugment', 'RandAugment', 'TrivialAugment', 'erase',
            'Occlusion', 'Cutout', 'RandomErasing']
 
 # %% ../nbs/11_augment.ipynb #2795cacc
 import random
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 import torch.nn.functional as F
 from fastai.basics import *
@@ -181,6 +181,11 @@ def _pipeline(dl):
     pipe = getattr(getattr(dl, '__dict__', {}).get('dl', dl), 'after_batch', None)
     return pipe if isinstance(pipe, Pipeline) else None
 
+def _image_size(dls):
+    "Height and width of the training images, if the loader has them as a tensor"
+    x = getattr(getattr(dls.train, 'dataset', None), 'x', None)
+    return x.shape[2:] if isinstance(x, Tensor) and x.ndim==4 else None
+
 class _Before(ItemTransform):
     "The images of a batch through a pixel trick"
     def __init__(self, trick): self.trick,self.order = trick,trick.order
@@ -241,15 +246,21 @@ class RandomCrop(_Cropper):
         pad:int=4, # pixels around the image; 0: off
         mode:str='zeros', # what is there: 'zeros' (black, or the mean of normalised images), or 'reflect'
     ):
-        if mode not in ('zeros', 'reflect'): raise unknown('padding', mode, ['zeros', 'reflect'])
-        if not isinstance(pad, int): raise UserError(f'pad is {pad!r}: it must be a whole number of pixels.')
-        self.pad,self.mode = check_range('pad', pad, 0),mode
+        if not isinstance(mode, str) or mode not in ('zeros', 'reflect'): raise unknown('padding', mode, ['zeros', 'reflect'])
+        self.pad,self.mode = check_range('pad', pad, 0, 1024, whole=True),mode
 
     @property
     def off(self): return not self.pad
 
+    def check(self):
+        if size := _image_size(self.dls): self._check_size(*size)
+
+    def _check_size(self, h, w):
+        most = min(h, w) - (self.mode=='reflect')
+        if self.pad>most: raise UserError(f'pad is {self.pad}: images of {h}x{w} can be padded by {most} pixels at most.')
+
     def augment(self, x):
-        if self.mode=='reflect' and self.pad>=min(x.shape[2:]): raise UserError(f'pad is {self.pad}: images of {x.shape[2]}x{x.shape[3]} can be mirrored by fewer pixels only.')
+        self._check_size(*x.shape[2:])
         dy,dx = torch.randint(0, 2*self.pad+1, (2,len(x)), device=x.device, generator=self.stream.gen(x.device))
         if self.mode=='reflect': return reflect_crop(x, dy-self.pad, dx-self.pad)
         return crop_flip(x, dy, dx, torch.zeros_like(dy, dtype=torch.bool), self.pad)
@@ -282,8 +293,8 @@ class Flip(PixelTrick):
         p:float=0.5, # part of the images that are mirrored; 0: off
         alternate:bool=False, # in every other epoch?
     ):
-        self.p,self.alternate = check_range('p', p, 0, 1),alternate
-        if alternate: self.order = 6
+        self.p,self.alternate = check_range('p', p, 0, 1),check_bool('alternate', alternate)
+        if self.alternate: self.order = 6
 
     @property
     def off(self): return not self.p
@@ -294,11 +305,18 @@ class Flip(PixelTrick):
         return mirror(x, first if self.epoch%2==0 else ~first)
 
 # %% ../nbs/11_augment.ipynb #b55cfcc3
-def _check_span(name, v, lo, hi=None):
-    "Refuse what is not a pair of growing numbers within `lo..hi`"
-    ok = isinstance(v, (tuple, list)) and len(v)==2 and all(isinstance(o, (int, float)) for o in v) and lo<=v[0]<=v[1] and (hi is None or v[1]<=hi)
-    if not ok: raise UserError(f"{name} is {v!r}: it must be two numbers from {lo}{'' if hi is None else f' to {hi}'}, the smaller one first.")
-    return tuple(v)
+def check_span(
+    name:str, # of the parameter
+    v, # its value
+    lo, # smallest valid number
+    hi, # largest valid number
+)->tuple: # of two Python numbers
+    "Refuse what is not a pair of numbers between `lo` and `hi`, the smaller one first"
+    if isinstance(v, (tuple, list)) and len(v)==2:
+        with suppress(UserError):
+            a,b = (check_range(name, o, lo, hi) for o in v)
+            if a<=b: return a,b
+    raise UserError(f'{name} is {short(v)}: it must be two numbers in [{lo}, {hi}], the smaller one first.')
 
 # %% ../nbs/11_augment.ipynb #81dd912c
 def draw_boxes(
@@ -310,11 +328,14 @@ def draw_boxes(
     device='cpu', # of the result
     generator=None, # random numbers
     tries:int=10, # before a box is given up
+    log_aspect:bool=True, # draw the logarithm of the aspect uniformly, or the aspect itself?
 )->tuple: # top, left, height, width, each (b,); height and width are 0 where no box fitted
     "Random boxes inside of images"
     u = torch.rand(4, tries, b, device=device, generator=generator)
     size = (area[0] + (area[1]-area[0])*u[0])*(h*w)
-    ratio = torch.exp(math.log(aspect[0]) + (math.log(aspect[1])-math.log(aspect[0]))*u[1])
+    lo,hi = map(math.log, aspect) if log_aspect else aspect
+    ratio = lo + (hi-lo)*u[1]
+    if log_aspect: ratio = ratio.exp()
     bh,bw = (size*ratio).sqrt().round(),(size/ratio).sqrt().round()
     fits = (bh<=h) & (bw<=w)
     first = fits.int().argmax(0, keepdim=True)
@@ -350,7 +371,7 @@ class RandomResizedCrop(_Cropper):
         aspect:tuple=(3/4,4/3), # height over width, smallest and largest
         p:float=1., # part of the images that are cropped; 0: off
     ):
-        self.area,self.aspect,self.p = _check_span('area', area, 0, 1),_check_span('aspect', aspect, 0.01),check_range('p', p, 0, 1)
+        self.area,self.aspect,self.p = check_span('area', area, 0, 1),check_span('aspect', aspect, 0.01, 100),check_range('p', p, 0, 1)
 
     @property
     def off(self): return not self.p
@@ -415,7 +436,7 @@ class ImagePolicy(PixelTrick):
         p:float=1., # part of the images that go through it; 0: off
         fill:int=0, # what comes from outside of the image, 0 to 255
     ):
-        self.p,self.fill = check_range('p', p, 0, 1),check_range('fill', fill, 0, 255)
+        self.p,self.fill = check_range('p', p, 0, 1),check_range('fill', fill, 0, 255, whole=True)
 
     @property
     def off(self): return not self.p
@@ -472,7 +493,7 @@ class AutoAugment(ImagePolicy):
         fill:int=0, # what comes from outside of the image, 0 to 255
     ):
         super().__init__(p, fill)
-        if policy not in autoaugment_policies: raise unknown('policy', policy, autoaugment_policies)
+        if not isinstance(policy, str) or policy not in autoaugment_policies: raise unknown('policy', policy, autoaugment_policies)
         self.policy = policy
 
     @staticmethod
@@ -495,14 +516,13 @@ class RandAugment(ImagePolicy):
     "`n` random operations for each image, at one magnitude (1909.13719)"
     neutral = dict(n=0)
     def __init__(self,
-        n:int=2, # operations an image; 0: off
-        m:int=9, # magnitude, a whole number from 0 to 30
+        n:int=2, # operations an image, up to 30; 0: off
+        m:int=9, # magnitude, an integer from 0 to 30
         p:float=1., # part of the images that go through it; 0: off
         fill:int=0, # what comes from outside of the image, 0 to 255
     ):
         super().__init__(p, fill)
-        if not isinstance(n, int) or not isinstance(m, int): raise UserError(f'n is {n!r} and m is {m!r}: both must be whole numbers.')
-        self.n,self.m = check_range('n', n, 0),check_range('m', m, 0, 30)
+        self.n,self.m = check_range('n', n, 0, 30, whole=True),check_range('m', m, 0, 30, whole=True)
 
     @property
     def off(self): return not (self.p and self.n)
@@ -549,19 +569,23 @@ class Cutout(Occlusion):
     "Cover a square of each image (1708.04552)"
     neutral = dict(length=0)
     def __init__(self,
-        length:int=8, # side of the square, pixels; 0: off. The paper has 16 on CIFAR-10, 8 on CIFAR-100
-        holes:int=1, # squares an image
+        length:int=16, # side of the square in pixels, 0: off. The paper has 16 on CIFAR-10, 8 on CIFAR-100
+        holes:int=1, # squares an image, up to 100
     ):
-        for k,v in dict(length=length, holes=holes).items():
-            if not isinstance(v, int): raise UserError(f'{k} is {v!r}: it must be a whole number.')
-        self.length,self.holes = check_range('length', length, 0),check_range('holes', holes, 0)
+        self.length,self.holes = check_range('length', length, 0, 1024, whole=True),check_range('holes', holes, 0, 100, whole=True)
 
     @property
     def off(self): return not (self.length and self.holes)
 
+    def check(self):
+        if size := _image_size(self.dls): self._check_size(*size)
+
+    def _check_size(self, h, w):
+        if self.length>min(h, w): raise UserError(f'length is {self.length}: a hole in images of {h}x{w} has a side of {min(h, w)} pixels at most.')
+
     def occlude(self, x):
         b,_,h,w = x.shape
-        if self.length>min(h, w): raise UserError(f'length is {self.length}: a hole in images of {h}x{w} has a side of {min(h, w)} pixels at most.')
+        self._check_size(h, w)
         for _ in range(self.holes):
             top,left = (torch.randint(0, n, (b,), device=x.device, generator=self.stream.gen(x.device)) - self.length//2 for n in (h, w))
             x = erase(x, top, left, self.length, self.length)
@@ -576,13 +600,15 @@ class RandomErasing(Occlusion):
         p:float=0.5, # part of the images that lose a box; 0: off
         area:tuple=(0.02,0.4), # part of the image that it covers, smallest and largest
         aspect:tuple=(0.3,1/0.3), # height over width, smallest and largest
+        log_aspect:bool=True, # draw the logarithm of the aspect uniformly (torchvision), or the aspect itself (the paper)?
     ):
-        self.p,self.area,self.aspect = check_range('p', p, 0, 1),_check_span('area', area, 0, 1),_check_span('aspect', aspect, 0.01)
+        self.p,self.area,self.aspect = check_range('p', p, 0, 1),check_span('area', area, 0, 1),check_span('aspect', aspect, 0.01, 100)
+        self.log_aspect = check_bool('log_aspect', log_aspect)
 
     @property
     def off(self): return not self.p
 
     def occlude(self, x):
         (b,_,h,w),kw = x.shape,dict(device=x.device, generator=self.stream.gen(x.device))
-        top,left,bh,bw = draw_boxes(b, h, w, self.area, self.aspect, **kw)
+        top,left,bh,bw = draw_boxes(b, h, w, self.area, self.aspect, log_aspect=self.log_aspect, **kw)
         return erase(x, top, left, torch.where(torch.rand(b, **kw)<self.p, bh, 0), bw)

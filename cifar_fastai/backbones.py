@@ -12,6 +12,7 @@ __all__ = ['backbones', 'Backbone', 'rows', 'list_models', 'find_model', 'get_mo
 import copy, importlib, pkgutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from numbers import Real
 import torch
 from torch import nn
 from .core import *
@@ -61,6 +62,9 @@ def list_models(
 )->list: # sorted names
     "The names that `get_model` takes"
     _load_families()
+    if not isinstance(pattern, str): raise UserError(f"pattern is {short(pattern)}: it must be a pattern of names, such as 'resnet*'.")
+    families = sorted({o.family for o in backbones.values()})
+    if family is not None and (not isinstance(family, str) or family not in families): raise unknown('family', family, families)
     return sorted(k for k,v in backbones.items() if fnmatch(k, pattern) and family in (None, v.family))
 
 # %% ../nbs/22_backbones.ipynb #90b17bf8
@@ -74,9 +78,7 @@ def _cifar_stem(model):
 
 def _timm(n_out, in_chans, model, **kwargs):
     "The timm model called `model`, for 32x32 images"
-    try: import timm
-    except ImportError: raise UserError("Models of timm need timm: pip install 'cifar_fastai[timm]'.") from None
-    if not timm.is_model(model): raise unknown('timm model', model, timm.list_models())
+    import timm
     for size in (dict(img_size=32, patch_size=4), dict(img_size=32), {}):
         try: return _cifar_stem(timm.create_model(model, num_classes=n_out, in_chans=in_chans, **size, **kwargs))
         except (TypeError, AssertionError, RuntimeError): continue
@@ -85,9 +87,17 @@ def _timm(n_out, in_chans, model, **kwargs):
 # %% ../nbs/22_backbones.ipynb #f7012b98
 def find_model(name:str)->Backbone:
     "The row called `name`"
-    if name.startswith('timm:'): return Backbone(name, 'timm', _timm, dict(model=name.removeprefix('timm:')))
+    if not isinstance(name, str): raise UserError(f"The backbone is {short(name)}: it must be a name, such as 'resnet20'.")
+    if name.startswith('timm:'): return _find_timm(name)
     _load_families()
     return backbones[name]
+
+def _find_timm(name):
+    try: import timm
+    except ImportError: raise UserError("Models of timm need timm: pip install 'cifar_fastai[timm]'.") from None
+    model = name.removeprefix('timm:')
+    if not timm.is_model(model): raise unknown('timm model', model, timm.list_models())
+    return Backbone(name, 'timm', _timm, dict(model=model))
 
 # %% ../nbs/22_backbones.ipynb #db628dee
 def get_model(
@@ -97,13 +107,23 @@ def get_model(
     **overrides, # replace arguments of the row
 )->nn.Module: # takes (b, in_chans, 32, 32), returns (b, n_out)
     "The backbone called `name`, with weights drawn anew"
-    check_range('n_out', n_out, 1)
-    check_range('in_chans', in_chans, 1)
+    n_out,in_chans = check_range('n_out', n_out, 1, 10**5, whole=True),check_range('in_chans', in_chans, 1, 1000, whole=True)
     row = find_model(name)
+    for k,v in overrides.items(): _check_numbers(k, v)
     try: return row(n_out, in_chans, **overrides)
-    except TypeError as e:
-        if 'unexpected keyword argument' not in str(e) or not overrides: raise
-        raise UserError(f"{name} takes no {', '.join(set(overrides)-set(row.cfg))}: its arguments are {', '.join(row.cfg)}.") from None
+    except UserError: raise
+    except Exception as e:
+        if not overrides: raise
+        if 'unexpected keyword argument' in str(e) and (new := set(overrides)-set(row.cfg)):
+            raise UserError(f"{name} takes no {', '.join(new)}: its arguments are {', '.join(row.cfg)}.") from None
+        asked = ', '.join(f'{k}={short(v)}' for k,v in overrides.items())
+        raise UserError(f'{name} cannot be built with {asked}: {short(str(e))}.') from e
+
+def _check_numbers(name, v):
+    "Refuse numbers of no sensible size, in tuples too"
+    if isinstance(v, (tuple, list)):
+        for o in v: _check_numbers(name, o)
+    elif isinstance(v, Real) and not isinstance(v, bool): check_range(name, v, 0, 2**14)
 
 # %% ../nbs/22_backbones.ipynb #e26240cf
 @dataclass
@@ -132,14 +152,19 @@ def model_summary(
 )->Summary:
     "Stages, output shapes, parameters and multiply-accumulates of `model` for one image"
     from torch.utils.flop_counter import FlopCounterMode
-    if isinstance(model, str):
+    if not isinstance(size, (tuple, list)) or len(size)!=3: raise UserError(f'size is {short(size)}: it must be channels, height and width, such as (3, 32, 32).')
+    size = [check_range('size', o, 1, 4096, whole=True) for o in size]
+    if not isinstance(model, nn.Module):
         with torch.device('meta'): model = get_model(model, in_chans=size[0])
     model = copy.deepcopy(model).to('meta').eval()
     kids = list(model.named_children())
     if len(kids)==1: kids = [(f'{kids[0][0]}.{n}', m) for n,m in kids[0][1].named_children()] or kids
     shapes,counter = {},FlopCounterMode(display=False)
     hooks = [m.register_forward_hook(lambda m,i,o,n=n: shapes.update({n:tuple(o.shape[1:])})) for n,m in kids]
-    with counter, torch.no_grad(): model(torch.empty(1, *size, device='meta'))
+    try:
+        with counter, torch.no_grad(): model(torch.empty(1, *size, device='meta'))
+    except (RuntimeError, ValueError, AssertionError) as e:
+        raise UserError(f"The network does not take images of {'x'.join(map(str, size))}: {short(str(e))}.") from e
     for h in hooks: h.remove()
     flops = {k.split('.', 1)[-1]:sum(v.values())//2 for k,v in counter.get_flop_counts().items()}
     stages = [(n, shapes.get(n, ()), sum(p.numel() for p in m.parameters()), flops.get(n, 0)) for n,m in kids if n in shapes]

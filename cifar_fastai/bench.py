@@ -45,6 +45,8 @@ def turns(
     n:int=5, # rounds; one more comes first and is not counted
 )->dict: # name -> median of its seconds, and of its ratios to the run of `base` right before; the lowest and the highest ratio
     "Time each function in turns with `base`, so that a busy machine disturbs both alike"
+    n = check_range('n', n, 1, 1000, whole=True)
+    if not isinstance(base, str) or base not in fs: raise unknown('benchmark', base, fs)
     rounds = [{k:(_seconds(fs[base]), _seconds(f)) for k,f in fs.items()} for _ in range(n+1)][1:]
     ratios = {k:[r[k][1]/r[k][0] for r in rounds] for k in fs}
     return {k:dict(seconds=median(r[k][1] for r in rounds), ratio=median(v), low=min(v), high=max(v)) for k,v in ratios.items()}
@@ -77,6 +79,9 @@ def epoch_cost(
     base:str='bare', # compare with the 'bare' loop, or with a plain 'Learner'
 )->dict:
     "Training epochs of a Learner, plain and with tricks, in turns with `base`"
+    n = check_range('n', n, 1, 1000, whole=True)
+    if not isinstance(base, str) or base not in ('bare', 'Learner'): raise unknown('base', base, ('bare', 'Learner'))
+    find_model(arch)
     dls = ifnone(dls, cifar_dls('digits'))
     ready,model = list(dls.train),get_model(arch, dls.c).to(dls.device, memory_format=torch.channels_last)
     opt = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -135,6 +140,7 @@ def data_cost(
     n:int=5, # rounds
 )->dict:
     "Gathering and augmenting an epoch's images in turns with torchvision's pipeline on PIL images, on one thread"
+    n = check_range('n', n, 1, 1000, whole=True)
     names = ('{}', '{} with AutoAugment', '{}, AutoAugment alone')
     res,threads = {},torch.get_num_threads()
     torch.set_num_threads(1)

@@ -8,7 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/distill.html.md"""
 __all__ = ['kd_loss', 'Teacher', 'KD']
 
 # %% ../nbs/52_distill.ipynb #c1eeff47
-import torch.nn.functional as F
+import os,torch.nn.functional as F
 from contextlib import contextmanager, nullcontext
 from fastai.basics import *
 from .core import *
@@ -29,6 +29,14 @@ def kd_loss(
     return kl if reduction=='none' else getattr(kl, reduction)()
 
 # %% ../nbs/52_distill.ipynb #176eb52a
+def _weights(path):
+    "The weights of a network in the file `path`"
+    if not isinstance(path, (str, Path)): raise UserError(f'path is {short(path)}: it must be the file with the weights of the teacher.')
+    if os.path.isdir(path): raise UserError(f'{short(str(path))} is a folder: give the file with the weights of the teacher, such as its best.safetensors.')
+    if not os.path.isfile(path): raise UserError(f'There is no file {short(str(path))} with the weights of the teacher.')
+    try: return load_weights(path)
+    except (OSError, KeyError, TypeError): raise UserError(f'{path} does not hold the weights of a network.') from None
+
 class Teacher:
     "A trained network that is asked and never changed; pickled without the network"
     def __init__(self,
@@ -39,7 +47,8 @@ class Teacher:
         if isinstance(net, str):
             find_model(net)
             if path is None: raise UserError(f"The teacher {net!r} needs trained weights: give the file of a run, as KD('{net}', path='.../best.safetensors').")
-            self.weights = load_weights(path)
+            self.weights = _weights(path)
+        elif path is not None: raise UserError(f'path is {short(path)}: it goes with the name of a backbone, and the teacher is a {type(net).__name__}.')
         elif not isinstance(net, nn.Module): raise UserError(f'The teacher is a {type(net).__name__}: it must be a module, a Learner, or the name of a backbone with a path.')
         self.net,self.path,self.name = net,path,net if isinstance(net, str) else type(net).__name__
 
@@ -48,7 +57,7 @@ class Teacher:
         if not isinstance(self.net, str): return
         model = get_model(self.net, n_out)
         try: model.load_state_dict(self.weights)
-        except RuntimeError: raise UserError(f'{self.path} does not hold the weights of a {self.net} for {n_out} classes.') from None
+        except (RuntimeError, TypeError, AttributeError): raise UserError(f'{self.path} does not hold the weights of a {self.net} for {n_out} classes.') from None
         self.net = model
 
     def __getstate__(self): return dict(net=None, path=self.path, name=self.name)
@@ -80,11 +89,11 @@ class KD(LossTrick):
     clash = '{names} each say what the labels weigh beside a teacher: use one of them, with a module that averages the logits of several as its teacher.'
     def __init__(self,
         teacher, # a module, a Learner, or the name of a backbone
-        T:float=4., # temperature, above 0
+        T:float=4., # temperature, 0.001 to 1000
         alpha:float=0.9, # weight of the teacher, 0 to 1; the labels have the rest
         path=None, # weights for a name: a `best.safetensors`, or what `Checkpoint` wrote
     ):
-        self.T,self.alpha = check_range('T', T, 1e-3),check_range('alpha', alpha, 0, 1)
+        self.T,self.alpha = check_range('T', T, 1e-3, 1000),check_range('alpha', alpha, 0, 1)
         self.teacher,self.logits = Teacher(teacher, path),None
 
     def check(self):

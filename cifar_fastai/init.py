@@ -28,6 +28,7 @@ def init_weights(
     init, # name of an init, see `inits`, or a function that fills a tensor
 )->nn.Module: # `model`
     "New weights for every convolution and linear layer of `model`, biases 0"
+    if not isinstance(init, str) and not callable(init): raise unknown('init', init, inits)
     f = inits[init] if isinstance(init, str) else init
     for m in model.modules():
         if not isinstance(m, _weighted): continue

@@ -83,11 +83,35 @@ class DeviceRecorder(Recorder, ManagedCallback):
 
     def after_fit(self): self._fetch()
 
+# %% ../nbs/60_learner.ipynb #7b90e4a3
+_before_epoch,_after_train,_after_epoch = Recorder.before_epoch,Recorder.after_train,Recorder.after_epoch
+
+@patch
+def before_epoch(self:Recorder):
+    _before_epoch(self)
+    self.n_train = 0
+
+@patch
+def after_train(self:Recorder):
+    _after_train(self)
+    self.n_train = len(self.log)-1
+
+@patch
+def after_epoch(self:Recorder):
+    "fastai's, and the row knows which columns it has: those of a part that was left out are not there"
+    n,valid = self.n_train,1 + len(self.metrics)*self.train_metrics
+    _after_epoch(self)
+    row = self.values[-1]
+    row.columns = [*range(n), *range(valid, valid+len(row)-n)]
+
 # %% ../nbs/60_learner.ipynb #d93604a2
 @patch(as_prop=True)
 def history(self:Recorder):
-    "Losses and metrics, a row an epoch, as a `DataFrame`"
-    return pd.DataFrame(self.values, columns=self.metric_names[1:1+len(first(self.values, default=[]))])
+    "Losses and metrics, a row an epoch, as a `DataFrame`; nan where an epoch has no such figure"
+    rows = {i:dict(zip(getattr(o, 'columns', range(len(o))), o)) for i,o in enumerate(getattr(self, 'values', [])) if len(o)}
+    columns = sorted(set().union(*rows.values()))
+    data = [[o.get(c, math.nan) for c in columns] for o in rows.values()]
+    return pd.DataFrame(data, index=list(rows), columns=[self.metric_names[1+c] for c in columns])
 
 # %% ../nbs/60_learner.ipynb #9b22200b
 _progress_after_batch = ProgressCallback.after_batch

@@ -11,8 +11,8 @@ __all__ = ['stochastic_depth', 'shake_drop', 'shake_shake', 'StochasticDepthLaye
 # %% ../nbs/21_regularize.ipynb #ed8e3a3a
 import torch
 from torch import nn
-from fastcore.basics import store_attr
 from .core import *
+from .augment import check_span
 from .layers import *
 
 # %% ../nbs/21_regularize.ipynb #5335b431
@@ -55,6 +55,7 @@ def shake_drop(
 ):
     "With probability `p` multiply an image's branch by one random number forward and another backward (ShakeDrop, 1802.02375)"
     check_range('p', p, 0, 1)
+    alpha,beta = check_span('alpha', alpha, -10, 10),check_span('beta', beta, -10, 10)
     if not training: return x * (1-p + p*sum(alpha)/2)
     shaken = _per_image(x).bernoulli_(p, generator=generator).bool()
     fwd,bwd = [torch.where(shaken, _per_image(x).uniform_(*o, generator=generator), 1.) for o in (alpha, beta)]
@@ -91,8 +92,7 @@ class ShakeDropLayer(nn.Module):
         beta=(0.,1.), # range of the backward factor
     ):
         super().__init__()
-        check_range('p', p, 0, 1)
-        store_attr()
+        self.p,self.alpha,self.beta = check_range('p', p, 0, 1),check_span('alpha', alpha, -10, 10),check_span('beta', beta, -10, 10)
 
     def forward(self, x): return shake_drop(x, self.p, self.alpha, self.beta, self.training)
     def extra_repr(self): return f'p={self.p:.3g}, alpha={self.alpha}, beta={self.beta}'
@@ -115,6 +115,7 @@ def linear_decay(
     n:int, # number of blocks
 )->list: # one probability a block
     "Drop probabilities that rise linearly, so that survival falls linearly (1603.09382)"
+    p,n = check_range('p', p, 0, 1),check_range('n', n, 0, 10_000, whole=True)
     return [p*(i+1)/n for i in range(n)]
 
 # %% ../nbs/21_regularize.ipynb #9c6b5113

@@ -35,10 +35,8 @@ class ProgressiveResize(Trick):
         grow:float=0.5, # when it begins to grow, as a part of the fit
         full:float=0.8, # from when on images are whole, as a part of the fit
     ):
-        check_range('small', small, 0.05, 1)
-        check_range('full', full, 0, 1)
-        check_range('grow', grow, 0, full)
-        store_attr()
+        self.small,self.full = check_range('small', small, 0.05, 1),check_range('full', full, 0, 1)
+        self.grow = check_range('grow', grow, 0, self.full)
 
     def side(self, n): return min(n, max(4, round(n*resize_scale(self.pct_train, self.small, self.grow, self.full)/4)*4))
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from fastai.basics import *
 from .core import *
 from .trick import *
+from .augment import check_span
 from .layers import *
 from .regularize import *
 
@@ -42,14 +43,14 @@ class BranchTrick(Trick):
 # %% ../nbs/54_shake.ipynb #5345673c
 def _some_left(p, mean):
     "`p`, if a branch has a `mean` factor that it can be divided by"
-    if mean<=0: raise UserError(f'With p={p} nothing is left of the last branch on average: use a smaller p.')
+    if mean<0.001: raise UserError(f'With p={p} nothing is left of the last branch on average: use a smaller p.')
     return p
 
 @tricks.register
 class StochasticDepth(BranchTrick):
     "Leave out residual branches at random, the later the more often (1603.09382)"
     neutral = dict(p=0.)
-    def __init__(self, p:float=0.5): self.p = _some_left(check_range('p', p, 0, 1), 1-p)
+    def __init__(self, p:float=0.5): self.p = _some_left(p := check_range('p', p, 0, 1), 1-p)
     def _disturb(self, y, p): return stochastic_depth(y, p, generator=self.gen(y))
 
 @tricks.register
@@ -61,10 +62,7 @@ class ShakeDrop(BranchTrick):
         alpha=(-1.,1.), # range of the forward factor
         beta=(0.,1.), # range of the backward factor
     ):
-        check_range('p', p, 0, 1)
-        for k,v in dict(alpha=alpha, beta=beta).items():
-            if len(v)!=2 or v[0]>v[1]: raise UserError(f'{k} is {v!r}: it must be a range, as (0, 1).')
-        _some_left(p, 1-p+p*sum(alpha)/2)
-        store_attr()
+        p,self.alpha,self.beta = check_range('p', p, 0, 1),check_span('alpha', alpha, -10, 10),check_span('beta', beta, -10, 10)
+        self.p = _some_left(p, 1-p+p*sum(self.alpha)/2)
 
     def _disturb(self, y, p): return shake_drop(y, p, self.alpha, self.beta, generator=self.gen(y)) / (1-p + p*sum(self.alpha)/2)

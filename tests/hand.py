@@ -110,7 +110,8 @@ def boxes(t, x, rng):
     for k in range(len(x)):
         box = None
         for size,aspect in u[:2,:,k].T:
-            size,aspect = (t.area[0] + (t.area[1]-t.area[0])*size)*h*w,torch.exp(math.log(t.aspect[0]) + math.log(t.aspect[1]/t.aspect[0])*aspect)
+            size,(lo,hi) = (t.area[0] + (t.area[1]-t.area[0])*size)*h*w,t.aspect
+            aspect = torch.exp(math.log(lo) + math.log(hi/lo)*aspect) if getattr(t, 'log_aspect', True) else lo + (hi-lo)*aspect
             bh,bw = int(torch.round((size*aspect)**0.5)),int(torch.round((size/aspect)**0.5))
             if bh<=h and bw<=w:
                 box = int(u[2,0,k]*(h-bh+1)),int(u[3,0,k]*(w-bw+1)),bh,bw

@@ -262,6 +262,22 @@ def test_draws_of_erasing():
     for o in (theirs, second):
         for k in range(4): assert stats.ks_2samp(o[:,k], holes[on][:,k]).pvalue > 1e-4
 
+def test_uniform_aspect():
+    'With `log_aspect=False`, boxes by the rule of the paper: the aspect itself is uniform'
+    n,rng = 6000,random.Random(0)
+    def box():
+        while True:
+            area,aspect = rng.uniform(0.02, 0.4)*1024,rng.uniform(0.3, 1/0.3)
+            h,w = round((area*aspect)**0.5),round((area/aspect)**0.5)
+            if h<=32 and w<=32: return rng.randint(0, 32-h),rng.randint(0, 32-w),h,w
+    theirs = np.array([box() for _ in range(n)])
+    def ours(**kw): return np.array([hole(o) for o in RandomErasing(1., **kw).occlude(torch.ones(n, 1, 32, 32))])
+    uniform,log = ours(log_aspect=False),ours()
+    for k in range(4): assert stats.ks_2samp(theirs[:,k], uniform[:,k]).pvalue > 1e-4
+    for k in (2, 3): assert stats.ks_2samp(theirs[:,k], log[:,k]).pvalue < 1e-9
+
+def test_cutout_is_the_papers(): assert (Cutout().length,Cutout().holes)==(16, 1)
+
 def test_draws_of_cutout():
     'The centre is anywhere, so a hole at the border is cut off'
     n,side = 20000,7
@@ -348,7 +364,8 @@ def test_seen_batch():
     x,_ = learn.seen_batch()
     assert (x==0).float().mean()>0.2
 
-typed = [AutoAugment('svhn'), RandAugment(1, 3), TrivialAugment(), RandomCrop(2, 'reflect'), RandomResizedCrop((0.5,1)), Flip(alternate=True), Cutout(4)]
+typed = [AutoAugment('svhn'), RandAugment(1, 3), TrivialAugment(), RandomCrop(2, 'reflect'), RandomResizedCrop((0.5,1)), Flip(alternate=True), Cutout(4),
+    RandomErasing(log_aspect=False)]
 @pytest.mark.parametrize('t', typed)
 def test_repr_and_pickle(t): assert repr(eval(repr(t)))==repr(t)==repr(pickle.loads(pickle.dumps(t)))
 
@@ -356,17 +373,21 @@ bad = [(lambda: AutoAugment('cifar'), "There is no policy 'cifar'"), (lambda: Au
     (lambda: RandAugment(m=31), 'm is 31'), (lambda: RandAugment(-1), 'n is -1'), (lambda: RandAugment(1.5), 'n is 1.5'), (lambda: RandomCrop(-1), 'pad is -1'),
     (lambda: RandomCrop(1.5), 'pad is 1.5'), (lambda: RandomCrop(mode='x'), "There is no padding 'x'"), (lambda: Flip(-0.5), 'p is -0.5'),
     (lambda: RandomResizedCrop((1,0.5)), 'area is (1, 0.5)'), (lambda: RandomResizedCrop(aspect=(0,1)), 'aspect is (0, 1)'), (lambda: Cutout(-1), 'length is -1'),
-    (lambda: Cutout(8.5), 'length is 8.5'), (lambda: Cutout(8, -1), 'holes is -1'), (lambda: RandomErasing(1.2), 'p is 1.2'), (lambda: RandomErasing(area=0.3), 'area is 0.3')]
+    (lambda: Cutout(8.5), 'length is 8.5'), (lambda: Cutout(8, -1), 'holes is -1'), (lambda: RandomErasing(1.2), 'p is 1.2'), (lambda: RandomErasing(area=0.3), 'area is 0.3: it must be two numbers in [0, 1], the smaller one first.'),
+    (lambda: RandomErasing(log_aspect='no'), "log_aspect is 'no': it must be True or False."), (lambda: Flip(alternate='no'), "alternate is 'no': it must be True or False."),
+    (lambda: RandAugment(1000000), 'n is 1000000: it must be an integer in [0, 30].'), (lambda: Cutout(holes=10**30), 'holes is 1000'), (lambda: RandomCrop(100000), 'pad is 100000')]
 @pytest.mark.parametrize('f,msg', bad)
 def test_bad_input(f, msg):
     with pytest.raises(UserError) as e: f()
     assert str(e.value).startswith(msg)
 
-@pytest.mark.parametrize('t,msg', [(Cutout(33), 'length is 33'), (RandomCrop(32, 'reflect'), 'pad is 32')])
+@pytest.mark.parametrize('t,msg', [(Cutout(33), 'length is 33'), (RandomCrop(32, 'reflect'), 'pad is 32'), (RandomCrop(33), 'pad is 33')])
 @pytest.mark.parametrize('learner', [our_learner, plain_learner])
 def test_too_large(t, msg, learner):
-    'What does not fit the image is refused before a step'
-    learn = learner([t])
-    before = [p.clone() for p in learn.model.parameters()]
+    'What does not fit the image is refused before a step; where the loader has the images, before the fit begins'
+    learn = learner([])
+    learn.add_cb(t)
+    before,events = [p.clone() for p in learn.model.parameters()],[]
+    learn.add_cb(Callback(before_fit=lambda self: events.append(1)))
     with pytest.raises(UserError, match=msg): fit(learn, 1)
-    assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
+    assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters())) and bool(events)==(learner is plain_learner)

@@ -38,7 +38,8 @@ def teacher():
 arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.), EMA=dict(decay=0.9),
     SWA=dict(start=0.), Lookahead=dict(k=2), GradientClip=dict(max_norm=0.5))
 # settings with which a trick takes another way: name and a word; they are held to what each trick is held to alone
-others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode='reflect'), 'AutoAugment svhn':dict(policy='svhn')}
+others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode='reflect'), 'AutoAugment svhn':dict(policy='svhn'),
+    'RandomErasing uniform':dict(log_aspect=False)}
 names = sorted(tricks)
 alone = names+list(others)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]

@@ -1,5 +1,5 @@
 'Where a teacher comes from, what may not happen to it, and which teachers are refused'
-import copy,pickle
+import copy,os,pickle
 import pytest,torch
 from torch import nn
 from fastai.callback.core import Callback
@@ -13,6 +13,7 @@ from cifar_fastai.data import cifar_dls
 from cifar_fastai.distill import KD,Teacher,kd_loss
 from cifar_fastai.learner import cifar_learner
 from cifar_fastai.sam import SAM
+from cifar_fastai.tree import save_tree
 
 def net(n_out=10): return nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.Flatten(), nn.Linear(4*64, n_out))
 
@@ -90,11 +91,29 @@ def test_same_autocast():
 
 @pytest.mark.parametrize('made,said', [
     (lambda: KD('resnet20'), "The teacher 'resnet20' needs trained weights"), (lambda: KD('resnet2O', path='x'), "There is no backbone 'resnet2O'"),
-    (lambda: KD('resnet20', path='no.safetensors'), 'There is no checkpoint no.safetensors'), (lambda: KD(3), 'The teacher is a int'),
-    (lambda: KD(net(), alpha=1.5), 'alpha is 1.5: it must be a number in [0, 1].'), (lambda: KD(net(), T=0), 'T is 0')])
+    (lambda: KD('resnet20', path='no.safetensors'), 'There is no file \'no.safetensors\' with the weights of the teacher'), (lambda: KD(3), 'The teacher is a int'),
+    (lambda: KD(net(), alpha=1.5), 'alpha is 1.5: it must be a number in [0, 1].'), (lambda: KD(net(), T=0), 'T is 0: it must be a number in [0.001, 1000].'),
+    (lambda: KD(net(), path='x'), "path is 'x': it goes with the name of a backbone"), (lambda: KD('resnet20', path=3), 'path is 3: it must be the file')])
 def test_refused_when_made(made, said):
     with pytest.raises(UserError) as e: made()
     assert said in str(e.value)
+
+def test_refused_files(tmp_path):
+    'What is not a file of weights is refused when the trick is made: folders, pipes (which would wait for ever), other files, other trees'
+    (tmp_path/'folder').mkdir()
+    (tmp_path/'text').write_text('x')
+    (tmp_path/'empty').touch()
+    save_tree(tmp_path/'tree', dict(a=1))
+    save_tree(tmp_path/'list', [1])
+    files = dict(folder='is a folder', text='is not a checkpoint', empty='is not a checkpoint', tree='does not hold the weights', list='does not hold the weights')
+    if hasattr(os, 'mkfifo'):
+        os.mkfifo(tmp_path/'pipe')
+        files['pipe'] = 'There is no file'
+    for name,said in files.items():
+        for path in (tmp_path/name, str(tmp_path/name)):
+            with pytest.raises(UserError, match=said): KD('lenet', path=path)
+    for path in ('x'*10_000, 'a\0b', '', tmp_path/'folder'/'x'):
+        with pytest.raises(UserError): KD('lenet', path=path)
 
 def test_refused_before_training(tmp_path):
     'Another number of classes, the student as its own teacher, two teachers, weights of another network: nothing has moved'

@@ -121,6 +121,6 @@ def test_layers_of_its_own():
     with pytest.raises(UserError, match='has ShakeDropLayer.* in its branches already'): fit(learner(StochasticDepth(), model))
 
 @pytest.mark.parametrize('made,said', [(lambda: ShakeDrop(1.2), 'p is 1.2'), (lambda: ShakeDrop(1.), 'nothing is left'), (lambda: StochasticDepth(1.), 'nothing is left'),
-    (lambda: ShakeDrop(alpha=(1,0)), r'alpha is \(1, 0\): it must be a range')])
+    (lambda: ShakeDrop(alpha=(1,0)), r'alpha is \(1, 0\): it must be two numbers in \[-10, 10\], the smaller one first')])
 def test_refused_when_made(made, said):
     with pytest.raises(UserError, match=said): made()
