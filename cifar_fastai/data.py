@@ -764,6 +764,7 @@ def _sum_to_1(w):
 # %% ../nbs/10_data.ipynb #0de94b92
 class TensorDL(TfmdDL):
     "Batches gathered from tensors that are already on the device"
+    managed = True # see `loop`
     _n_inp,_types = 1,{tuple: [TensorImage,TensorCategory]} # chkstyle: ignore
     @delegates(TfmdDL.__init__)
     def __init__(self,
@@ -791,7 +792,8 @@ class TensorDL(TfmdDL):
         self.dataset.to(self._device)
 
     def new(self, dataset=None, cls=None, **kwargs):
-        return super().new(dataset, cls, **merge(dict(stream=self.stream, weights=self.weights), kwargs))
+        kwargs = merge(dict(stream=self.stream, weights=self.weights), kwargs)
+        with same_python_random(): return super().new(dataset, cls, **kwargs)
 
 # %% ../nbs/10_data.ipynb #d4a10c09
 @patch

@@ -18,6 +18,7 @@ from fastai.callback.hook import *
 from fastai.callback.progress import CSVLogger
 from fastai.callback.schedule import *
 from fastai.callback.tracker import TrackerCallback
+from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from fastai.interpret import Interpretation
 from .core import *
 from .rng import *
@@ -103,13 +104,14 @@ def extend(
 
 # %% ../nbs/03_loop.ipynb #4d73fcc6
 _fit_events = 'before_fit before_epoch after_cancel_epoch after_epoch after_cancel_fit after_fit'.split()
-_files_and_weights = TrackerCallback,CSVLogger # of fastai: in training runs only
+_saving = TrackerCallback,CSVLogger # write files and load weights
+_training = ParamScheduler,GradientAccumulation,ShortEpochCallback # have a meaning in training only
 
 def _silent(loop, cb):
     "Does `cb` get no events of what the Learner does now?"
     cls = type(cb)
-    if loop.run is None or loop.inference: return getattr(cls, 'train_only', False) or isinstance(cb, _files_and_weights)
-    return loop.run.trial and (getattr(cls, 'skip_trial', False) or isinstance(cb, (*_files_and_weights, *loop.muted)))
+    if loop.run is None or loop.inference: return getattr(cls, 'train_only', False) or isinstance(cb, (*_saving, *_training))
+    return loop.run.trial and (getattr(cls, 'skip_trial', False) or isinstance(cb, (*_saving, *loop.muted)))
 
 # %% ../nbs/03_loop.ipynb #da960cdc
 def _call_callbacks(learn, loop, event_name):
@@ -168,11 +170,14 @@ def _run(learn):
 # %% ../nbs/03_loop.ipynb #8726cea0
 class _Context:
     "The `around_train` of a callback"
-    def __init__(self, cb): self.cb = cb
+    def __init__(self, cb): self.cb,self.open = cb,False
     def __enter__(self):
         self.cm = self.cb.around_train()
         self.cm.__enter__()
-    def __exit__(self, *exc): return self.cm.__exit__(*exc)
+        self.open = True
+    def __exit__(self, *exc):
+        self.open = False
+        return self.cm.__exit__(*exc)
 
 @contextmanager
 def _train(learn):
@@ -276,7 +281,7 @@ def _plain(learn):
     "The plain model, without autocast and the training contexts that are open"
     modes = {m:m.training for m in learn.model.modules()}
     amp = {d:torch.is_autocast_enabled(d) for d in ('cpu', 'cuda')}
-    left = [c for c in getattr(training_run(learn), 'contexts', []) if not c.cb.keep_open]
+    left = [c for c in getattr(training_run(learn), 'contexts', []) if c.open and not c.cb.keep_open]
     for c in reversed(left): c.__exit__(None, None, None)
     for d in amp: torch.set_autocast_enabled(d, False)
     for cb in learn.cbs:
@@ -334,6 +339,7 @@ def _infers(cls, name):
             with inference(self): return old(self, *args, **kwargs)
         return _f
 
+if 'file' not in CSVLogger._stateattrs: CSVLogger._stateattrs = (*CSVLogger._stateattrs, 'file')
 for _name in 'get_preds predict tta show_results summary export'.split(): _infers(Learner, _name)
 
 @extend(Learner, 'validate')

@@ -12,9 +12,10 @@ import math, sys, time
 import psutil
 from fastai.basics import *
 from .core import *
+from .loop import *
 
 # %% ../nbs/55_monitor.ipynb #75558994
-class Monitor(Callback):
+class Monitor(ManagedCallback):
     "A callback with a column in the Recorder: a subclass has its name as `column`, and a `figure()`"
     order,run_valid = 49,False
     def before_fit(self): self.learn.metrics = self._others() + ValueMetric(self.figure, self.column)

@@ -99,6 +99,7 @@ def _parts(g, ids, scale):
 # %% ../nbs/41_optimizers.ipynb #a95b04ce
 class GroupedOptim(OptimWrapper):
     "`OptimWrapper` with `hypers` that can be written, and layer groups that can have parts"
+    managed = True # see `loop`
     @delegates(OptimWrapper.__init__)
     def __init__(self,
         params=None, # parameters, or lists of them, one per layer group
