@@ -625,7 +625,13 @@ def cifar_dls(
     if not 0<check_range('holdout', holdout, 0, 1)<1: raise UserError(f'holdout is {holdout!r}: it must be between 0 and 1.')
     ds,path = _dataset(dataset)
     pad,flip,seed = _whole('pad', ifnone(pad, ds.pad), 0),ifnone(flip, ds.flip),_whole('seed', seed, 0)
-    splits = _splits(cached_images(path) if path else dataset_images(ds, root), valid, fraction, holdout, seed)
+    images = cached_images(path) if path else dataset_images(ds, root)
+    splits = _splits(images, valid, fraction, holdout, seed)
     stats = ds.stats or channel_stats(splits[0].x)
     dls = [_dl(o, i, bs if i==0 else ifnone(val_bs, bs), pad, flip, stats, seed) for i,o in enumerate(splits)]
-    return CifarDataLoaders(*dls, device=device or default_device())
+    res,h = CifarDataLoaders(*dls, device=device or default_device()),hashlib.blake2b(digest_size=8)
+    for x,y in (images[:2], images[2:4]):
+        for o in x.split(1000): h.update(o.permute(0,3,1,2).contiguous().numpy())
+        h.update(y.contiguous().numpy())
+    res.source_digest,res.split = h.hexdigest(),dict(rule='stratified', fraction=float(fraction), valid=valid, holdout=holdout if valid=='holdout' else None)
+    return res
