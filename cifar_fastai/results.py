@@ -159,6 +159,7 @@ def _size_changes(run):
 
 def _rule(r): return 'first' if getattr(r, 'first_half', False) else 'stratified'
 
+# %% ../nbs/71_results.ipynb #3f0c4abd
 def _rule_changes(run):
     "The rule of the split, where the data could not be split as the recipe has it"
     wanted,rule = _rule(Recipe(**{k:v for k,v in run.config.items() if k!='row'})),run.environment['data']['split']['rule']
@@ -198,6 +199,7 @@ def _data(run):
     d = run.environment['data']
     return _plain('dataset', run.config['dataset']),d['train_images'],d['test_images'],d['source'],_split_words(d['split'])
 
+# %% ../nbs/71_results.ipynb #29e643be
 def run_kind(
     run:Run, # of a published row
     pool_code:bool=False, # leave code out?

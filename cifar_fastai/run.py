@@ -11,7 +11,7 @@ __all__ = ['read_log', 'best_row', 'read_settings', 'read_environment', 'run_pro
            'Stopped', 'top5', 'run_monitors', 'train', 'report']
 
 # %% ../nbs/62_run.ipynb #22cc0eea
-import csv, hashlib, json, math, os, platform, psutil, stat, subprocess, yaml
+import csv, hashlib, json, math, os, platform, psutil, stat, subprocess
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -89,7 +89,9 @@ def read_settings(path)->dict: # name -> value
         shown = type(cfg[bad]).__name__ if isinstance(cfg[bad], (list, dict, tuple, set)) else short(cfg[bad])
         raise UserError(f'{path}: {bad} is {shown}, and {known[bad]!r} by default: it must be of that type.')
     if any('\ud800'<=c<='\udfff' for v in cfg.values() if isinstance(v, str) for c in v): raise UserError(f'{path} is not text.')
-    try: Recipe(**{k:v for k,v in cfg.items() if k!='row'}).part
+    try:
+        Recipe(**{k:v for k,v in cfg.items() if k!='row'}).part
+        check_range('seed', cfg['seed'], 0, 2**64-1, whole=True)
     except UserError as e: raise UserError(f'{path}: {e}') from None
     return cfg
 
@@ -335,10 +337,10 @@ _reserved = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.IGNORECASE)
 
 def check_name(name:str)->str: # `name`
     "Refuse a name of a run that is not a plain name of a folder, here or on another system"
-    why = ('empty' if not name.strip() else 'longer than 200 bytes' if len(name.encode(errors='replace'))>200 else 'a reserved name' if _reserved.fullmatch(name)
-        else 'a name that starts with a dot or a space, or ends with one' if name!=name.strip(' ') or name[0]=='.' or name[-1]=='.'
-        else 'a name with one of / \\ : * ? " < > |' if re.search(r'[/\\:*?"<>|]', name) else 'a name with characters that cannot be printed' if not name.isprintable() else None)
-    if why: raise UserError(f'name is {short(name)}, {why}: it must be a plain name of a folder.')
+    faults = {'is empty':not name.strip(), 'has more than 200 bytes':len(name.encode(errors='replace'))>200, 'is reserved on Windows':_reserved.fullmatch(name),
+        'starts or ends with a dot or a space':name.strip(' .')!=name,
+        'has one of / \\ : * ? " < > |':re.search(r'[/\\:*?"<>|]', name), 'has characters that cannot be printed':not name.isprintable()}
+    if fault := first(k for k,v in faults.items() if v): raise UserError(f'name {short(name)} {fault}: it must be a plain folder name.')
     return name
 
 # %% ../nbs/62_run.ipynb #6c009282
@@ -359,7 +361,7 @@ def _finished(folder, cfg, resume):
     if at is None or at[0]>=epochs or resume: return at is not None and at[0]>=epochs
     raise UserError(f'{folder} holds this run, interrupted after {_progress_words(at, epochs)}: resume it with --resume True, or give this one another --name.')
 
-# %% ../nbs/62_run.ipynb #21d14528
+# %% ../nbs/62_run.ipynb #497a7f0f
 def _remove(folders):
     "Remove folders in which nothing was written"
     for o in folders:
@@ -373,6 +375,7 @@ def _clean(folder, new):
         for o in ('config.yaml', 'environment.json'): (folder/o).unlink(missing_ok=True)
     if os.listdir(folder)==['.lock']: _remove(new)
 
+# %% ../nbs/62_run.ipynb #21d14528
 def _lock(folder):
     with os_errors(folder): folder.mkdir(parents=True, exist_ok=True)
     path = folder/'.lock'
@@ -446,6 +449,30 @@ def run_monitors(
     use = [CPUUse()] + [GPUUse()]*torch.cuda.is_available() if (row or '').startswith('3.4/') else []
     return [TrainAccuracy(), ImagesPerSecond(), PeakMemory(), *use]
 
+# %% ../nbs/62_run.ipynb #46fe847f
+class _RunCheckpoint(Checkpoint):
+    "A checkpoint that cannot be loaded is reported in one sentence"
+    def before_fit(self):
+        with self._damaged():
+            super().before_fit()
+            assert type(self.learn.train_iter) is int
+            for p,state in self.opt.opt.state.items(): assert all(v.shape==p.shape for v in state.values() if isinstance(v, Tensor) and v.numel()>1)
+    def before_train(self):
+        with self._damaged(): super().before_train()
+
+    @contextmanager
+    def _damaged(self):
+        try: yield
+        except (UserError, CancelFitException, torch.OutOfMemoryError): raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, AssertionError):
+            raise UserError(f'{self.path} does not hold the state of this run, or is damaged: start again under another --name.') from None
+
+def _run(learn, recipe, run_folder, row):
+    ckpt = _RunCheckpoint(run_folder.folder/'last.safetensors', resume=True, signals=True)
+    recipe_fit(learn, recipe, [*run_monitors(row), run_folder, ckpt])
+    if ckpt.signal and (at := run_progress(run_folder.folder))[0]<recipe.epochs:
+        raise Stopped(run_folder.folder, ckpt.signal, _progress_words(at, recipe.epochs))
+
 # %% ../nbs/62_run.ipynb #4b60a268
 def train(
     recipe:Recipe, # what to run
@@ -470,31 +497,13 @@ def train(
         if _finished(folder, cfg, resume): return folder
         learn = recipe_learner(recipe, root, device, path=folder, metrics=[accuracy, top5])
         files = _run_files(folder, cfg, environment(learn.dls, same_bits))
-        with (nullcontext() if bar else learn.no_bar()),(nullcontext() if bar else learn.no_logging()): _run(learn, recipe, RunFolder(folder, tensorboard, files), row)
+        with (nullcontext() if bar else learn.no_bar()),(nullcontext() if bar else learn.no_logging()):
+            _run(learn, recipe, RunFolder(folder, tensorboard, files), row)
     return folder
 
 def _one_process():
     n = os.environ.get('WORLD_SIZE', '')
     if n not in ('', '0', '1'): raise UserError(f'WORLD_SIZE is {short(n)}, as torchrun sets it: a run trains on one device, in one process.')
-
-class _RunCheckpoint(Checkpoint):
-    "A checkpoint that cannot be loaded is reported in one sentence"
-    def before_fit(self):
-        with self._damaged(): super().before_fit()
-    def before_train(self):
-        with self._damaged(): super().before_train()
-
-    @contextmanager
-    def _damaged(self):
-        try: yield
-        except (UserError, CancelFitException, torch.OutOfMemoryError): raise
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, AssertionError):
-            raise UserError(f'{self.path} does not hold the state of this run, or is damaged: start again under another --name.') from None
-
-def _run(learn, recipe, run_folder, row):
-    ckpt = _RunCheckpoint(run_folder.folder/'last.safetensors', resume=True, signals=True)
-    recipe_fit(learn, recipe, [*run_monitors(row), run_folder, ckpt])
-    if ckpt.signal and (at := run_progress(run_folder.folder))[0]<recipe.epochs: raise Stopped(run_folder.folder, ckpt.signal, _progress_words(at, recipe.epochs))
 
 # %% ../nbs/62_run.ipynb #fe795848
 def report(folder)->str:

@@ -8,7 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/share.html.md"""
 __all__ = ['export_run', 'load_run', 'push_run']
 
 # %% ../nbs/72_share.ipynb #ec6ca968
-import json, math, os, tempfile, yaml
+import json, os, tempfile, yaml
 from contextlib import contextmanager
 from fastai.vision.all import *
 from safetensors.torch import save as to_safetensors

@@ -203,10 +203,10 @@ def test_what_is_renamed_was_synced(monkeypatch, write):
 @pytest.mark.skipif(not shutil.which('strace'), reason='strace is not installed')
 def test_what_the_kernel_sees():
     'The same, as system calls: the last write to the file that is renamed comes before its fsync'
-    code = "import torch; from cifar_fastai.tree import *; save_tree('out', dict(a=torch.zeros(3)))"
+    code = f"import torch; from cifar_fastai.tree import *; save_tree({str(Path.cwd()/'out')!r}, dict(a=torch.zeros(3)))"
     subprocess.run(['strace', '-f', '-y', '-e', 'trace=/^(rename|fsync|fdatasync|write|pwrite)', '-o', 'calls', sys.executable, '-c', code], check=True)
     calls = [o.split(' ', 1)[1].strip() for o in Path('calls').read_text().splitlines() if str(Path.cwd()) in o]
-    at = {k:max(i for i,o in enumerate(calls) if re.match(p, o)) for k,p in dict(renamed=r'rename.*/?out"', folder=rf'fsync\(\d+<{Path.cwd()}>').items()}
+    at = {k:max(i for i,o in enumerate(calls) if re.match(p, o)) for k,p in dict(renamed=r'rename.*/out"', folder=rf'fsync\(\d+<{Path.cwd()}>').items()}
     source = re.search(r'"([^"]*)"', calls[at['renamed']])[1].split('/')[-1]
     synced = max(i for i,o in enumerate(calls) if re.match(rf'fsync\(\d+<.*/{re.escape(source)}>', o))
     assert synced<at['renamed']<at['folder'] and not any(o.startswith(('write', 'pwrite', 'rename')) for o in calls[synced+1:at['renamed']])
@@ -462,7 +462,9 @@ def cell(column, v):
         return '\n'.join(','.join(r) for r in rows).encode()+b'\n'
     return f
 of_log = {f'{k} {v[:9]}':cell(k, v) for k in ('epoch', 'lr', 'train_loss', 'accuracy', 'seconds', 'peak_memory_mib', 'top5') for v in ('nan', 'inf', '-inf', '1e308', '1e999', '9'*400, '9'*5000, '-1', '', 'x', '0x1', '1_0', '\u0663')}
-of_log |= {'a header alone':lambda b: b.splitlines(keepends=True)[0], 'a row more':lambda b: b+b.splitlines(keepends=True)[-1], 'a cell more':lambda b: b+b','*30+b'\n', 'columns twice':sub('lr', 'accuracy'), 'no accuracy':sub('accuracy', 'precision'), 'a huge cell':lambda b: b+b'1'*200_000+b'\n'}
+of_log |= {'a header alone':lambda b: b.splitlines(keepends=True)[0], 'a row more':lambda b: b+b.splitlines(keepends=True)[-1],
+    'a cell more':lambda b: b+b','*30+b'\n', 'columns twice':sub('lr', 'accuracy'), 'no accuracy':sub('accuracy', 'precision'),
+    'a huge cell':lambda b: b+b'1'*200_000+b'\n'}
 
 def tensors(change):
     'A file of flat tensors, changed'
@@ -478,13 +480,21 @@ def header(text):
     'A safetensors file whose tree is `text`'
     def f(p): tree.save_tensors(p, dict(a=torch.zeros(2)), dict(cifar_fastai=text))
     return f
-of_weights = {'a key less':tensors(lambda sd: dict(list(sd.items())[1:])), 'a key more':tensors(lambda sd: sd | dict(more=torch.zeros(1))), 'no keys':tensors(lambda sd: {}), 'other shapes':tensors(lambda sd: {k:torch.zeros(2, 3) for k in sd}), 'no numbers':tensors(lambda sd: {k:v>0 for k,v in sd.items()})}
+of_weights = {'a key less':tensors(lambda sd: dict(list(sd.items())[1:])), 'a key more':tensors(lambda sd: sd | dict(more=torch.zeros(1))),
+    'no keys':tensors(lambda sd: {}), 'other shapes':tensors(lambda sd: {k:torch.zeros(2, 3) for k in sd}),
+    'no numbers':tensors(lambda sd: {k:v>0 for k,v in sd.items()})}
 headers = {'deep tree':'['*50_000, 'no tree':'x', 'a list':'[]', 'a bare number':'1', 'two notes':'{"_tensor": "0", "_dict": []}', 'a tensor that is not there':'{"_dict": [["model", {"_tensor": "9"}]]}', 'unhashable':'{"_dict": [[[1], 2]]}', 'pairs of three':'{"_dict": [[1, 2, 3]]}', 'unknown note':'{"_what": 1}', 'no array':'{"_dict": [["model", {"_numpy": 3}]]}', 'nan':'{"_dict": [["epoch", NaN], ["model", Infinity]]}', 'model is text':'{"_dict": [["epoch", 1], ["model", "x"]]}', 'epoch is text':'{"_dict": [["epoch", "x"]]}', 'epoch is a tensor':'{"_dict": [["epoch", {"_tensor": "a"}]]}'}
+odd = dict(text='x', null=None, list=[1], dict={1:2}, negative=-1, huge=10**30, nan=float('nan'), tensor=torch.zeros(3))
 of_checkpoint = {f'header {k}':header(v) for k,v in headers.items()}
 for k in ('epoch', 'train_iter', 'model', 'opt', 'scaler', 'random', 'tricks', 'recorder'):
     of_checkpoint[f'without {k}'] = tree_file(lambda sd, k=k: {a:b for a,b in sd.items() if a!=k})
-    for n,v in {'text':'x', 'null':None, 'list':[1], 'dict':{1:2}, 'negative':-1, 'huge':10**30, 'nan':float('nan'), 'tensor':torch.zeros(3)}.items(): of_checkpoint[f'{k} {n}'] = tree_file(lambda sd, k=k, v=v: sd | {k:v})
-def shapes(o): return torch.zeros(2, 3) if isinstance(o, torch.Tensor) and o.ndim>1 else {k:shapes(v) for k,v in o.items()} if isinstance(o, dict) else [shapes(v) for v in o] if isinstance(o, list) else o
+    for n,v in odd.items(): of_checkpoint[f'{k} {n}'] = tree_file(lambda sd, k=k, v=v: sd | {k:v})
+def shapes(o):
+    'The same tree with matrices of another shape'
+    if isinstance(o, dict): return {k:shapes(v) for k,v in o.items()}
+    if isinstance(o, list): return [shapes(v) for v in o]
+    return torch.zeros(2, 3) if isinstance(o, torch.Tensor) and o.ndim>1 else o
+
 of_checkpoint |= {'shapes of the model':tree_file(lambda sd: sd | dict(model=shapes(sd['model']))), 'shapes of the optimizer':tree_file(lambda sd: sd | dict(opt=shapes(sd['opt']))),
     'half an epoch without the rest':tree_file(lambda sd: sd | dict(iter=1)), 'half an epoch of text':tree_file(lambda sd: sd | dict(iter='x', start=1, sums=2, pct_train='y'))}
 
@@ -502,8 +512,10 @@ def drawn(rep):
     rep.plot()
     rep.frame.to_csv()
     return rep.markdown()+rep.html()
-quick = dict(read_run=lambda f: read_run(f), report=lambda f: drawn(report_runs('exps')), compare=lambda f: str(compare_runs(f, 'exps/other/1')), drawn=lambda f: compare_runs('exps/other/1', f).plot(), closing=lambda f: run.report(f))
-slow = dict(export=lambda f: export_run(f, 'out'), export_last=lambda f: export_run(f, 'out', 'last'), load_run=lambda f: load_run(f), load_last=lambda f: load_run(f, weights='last'), resume=lambda f: small(resume=True), again=lambda f: small())
+quick = dict(read_run=lambda f: read_run(f), report=lambda f: drawn(report_runs('exps')), compare=lambda f: str(compare_runs(f, 'exps/other/1')),
+    drawn=lambda f: compare_runs('exps/other/1', f).plot(), closing=lambda f: run.report(f))
+slow = dict(export=lambda f: export_run(f, 'out'), export_last=lambda f: export_run(f, 'out', 'last'), load_run=lambda f: load_run(f),
+    load_last=lambda f: load_run(f, weights='last'), resume=lambda f: small(resume=True), again=lambda f: small())
 
 def survey(folder, readers):
     'Every reader gives a result or one sentence, in time, and writes nothing outside of the run'
