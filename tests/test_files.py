@@ -537,7 +537,7 @@ def samples(n):
         res += [pytest.param(*o, id=f'{o[0]}, {o[1]}', marks=[] if o[1] in few else pytest.mark.slow) for o in all_of_it]
     return res
 
-@pytest.mark.parametrize('name,how,f', [pytest.param(*o, id=f'{o[0]}, {o[1]}') for o in by_bytes+by_path])
+@pytest.mark.parametrize('name,how,f', samples(25))
 def test_damage(finished, name, how, f):
     'Readers that need neither data nor network'
     shutil.copytree(finished, 'exps/other/1')
