@@ -12,10 +12,10 @@ import json, platform, time
 from contextlib import suppress
 from statistics import median
 from types import SimpleNamespace
-from fastcore.xtras import atomic_save
 from fastai.vision.all import *
 from .core import *
 from .trick import *
+from .tree import *
 from .data import *
 from .augment import *
 from .backbones import *
@@ -158,4 +158,4 @@ def save_bench(
     **figures # name -> result of a benchmark
 ):
     "Write results with what they were taken with"
-    with atomic_save(path, 'w') as f: f.write(json.dumps(dict(machine=machine(), data=data, **figures), indent=1)+'\n')
+    with atomic_write(path, 'w') as f: f.write(json.dumps(dict(machine=machine(), data=data, **figures), indent=1)+'\n')

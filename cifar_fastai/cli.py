@@ -142,10 +142,11 @@ def cifar_lr_find(
     "Train with a learning rate that rises step by step, draw the loss over it, and suggest one"
     import matplotlib.pyplot as plt
     from cifar_fastai.run import recipe_learner, run_device
-    from cifar_fastai.tree import whole_file
+    from cifar_fastai.tree import atomic_write, check_output
+    check_output(out)
     learn = recipe_learner(Recipe(**kwargs), root, run_device(gpu))
     with learn.no_bar(): lr = learn.lr_find(num_it=num_it).valley
-    with whole_file(out) as f: plt.gcf().savefig(f, format='png', dpi=100)
+    with atomic_write(out) as f: plt.gcf().savefig(f, format='png', dpi=100)
     plt.close()
     print(f'suggested learning rate: {lr:.2g} (the middle of the steepest part); the curve is in {out}')
 
@@ -233,11 +234,12 @@ def cifar_compare(
 ):
     "Say what differs between two runs, in what they are and in how they went"
     from cifar_fastai.results import compare_runs
-    from cifar_fastai.tree import whole_file
+    from cifar_fastai.tree import atomic_write, check_output
+    if out is not None: check_output(out)
     c = compare_runs(a, b)
     print(c)
-    if not out: return
-    with whole_file(out) as f: c.plot().savefig(f, format='png', dpi=100)
+    if out is None: return
+    with atomic_write(out) as f: c.plot().savefig(f, format='png', dpi=100)
     print(f'\nboth are drawn in {out}')
 
 # %% ../nbs/90_cli.ipynb #e50eae03
@@ -288,6 +290,8 @@ def cifar_bench(
     from cifar_fastai.backbones import get_model
     from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,save_bench
     from cifar_fastai.data import cifar_dls
+    from cifar_fastai.tree import check_output
+    check_output(out)
     dls = cifar_dls(dataset, fraction=fraction, bs=bs)
     ts = all_tricks(get_model(model, dls.c))
     figures = dict(epoch=epoch_cost(model, dls, {k:ts[k] for k in ('MixUp','SAM')}, rounds))

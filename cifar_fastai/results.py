@@ -9,39 +9,24 @@ __all__ = ['Run', 'read_run', 'find_runs', 'Interval', 'mean_interval', 'paired'
            'Section', 'Report', 'report_runs', 'save_files', 'save_report', 'Comparison', 'compare_runs']
 
 # %% ../nbs/71_results.ipynb #60629f75
-import json, math, re, textwrap, yaml
+import math, os, re, textwrap
 import matplotlib as mpl
 from contextlib import ExitStack
 from fnmatch import fnmatch
 from functools import cache
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO, StringIO
 from fastcore import xml
-from safetensors import safe_open, SafetensorError
+from safetensors import safe_open
 from scipy import stats
 from fastai.basics import *
 from matplotlib.figure import Figure
 from .core import *
 from .recipe import *
 from .tree import *
-from .run import read_log
+from .run import best_row, read_environment, read_log, read_settings
 from .experiments import *
-
-# %% ../nbs/71_results.ipynb #4412f250
-def _text(path):
-    "The text of a file of a run"
-    try: s = path.read_text(encoding='utf-8')
-    except FileNotFoundError: raise UserError(f'{path} is missing.') from None
-    except UnicodeDecodeError: raise UserError(f'{path} is not text.') from None
-    except OSError as e: raise UserError(f'{path} cannot be read ({e.strerror}).') from None
-    if not s.strip(): raise UserError(f'{path} is empty.')
-    return s
-
-def _whole(path):
-    "The text of a file that ends with its last line"
-    if not (s := _text(path)).endswith('\n'): raise UserError(f'{path} is cut off in its last line.')
-    return s
 
 # %% ../nbs/71_results.ipynb #d4e39134
 @cache
@@ -50,56 +35,21 @@ def _rows():
     return {v.id:v for e in experiments() for v in [e, *variants(e)]}
 
 # %% ../nbs/71_results.ipynb #9da018d6
-def _fits(v, default): return type(v) is type(default) or default is None or isinstance(default, float) and type(v) is int
-
 def _read_config(path):
     "The settings of a run"
-    text = _whole(path)
-    try: cfg = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError): raise UserError(f'{path} is not YAML.') from None
-    if not isinstance(cfg, dict): raise UserError(f'{path} holds no settings.')
-    known = asdict(Recipe()) | dict(row=None)
-    for k in cfg:
-        if k not in known: raise UserError(f"{path}: {unknown('setting', k, known)}")
-    if missing := [k for k in ('row', 'model', 'dataset', 'epochs', 'seed') if k not in cfg]: raise UserError(f"{path} lacks {', '.join(missing)}: it is cut off.")
-    cfg = known | cfg
-    if bad := first(k for k,v in cfg.items() if not _fits(v, known[k])): raise UserError(f'{path}: {bad} is {cfg[bad]!r}, and {known[bad]!r} by default: it must be of that type.')
-    if cfg['row'] is not None and str(cfg['row']) not in _rows(): raise UserError(f"{path}: {unknown('row', cfg['row'], _rows())}")
-    try: Recipe(**{k:v for k,v in cfg.items() if k!='row'}).part
-    except UserError as e: raise UserError(f'{path}: {e}') from None
+    cfg = read_settings(path)
+    if cfg['row'] is not None and cfg['row'] not in _rows(): raise UserError(f"{path}: {unknown('row', cfg['row'], _rows())}")
     return cfg
 
-# %% ../nbs/71_results.ipynb #347c7a57
-def _read_environment(path):
-    "Where and with what a run was made"
-    text = _text(path)
-    try: env = json.loads(text)
-    except ValueError: raise UserError(f'{path} is not JSON, or cut off.') from None
-    data = env.get('data') if isinstance(env, dict) else None
-    if not isinstance(data, dict): raise UserError(f'{path} does not say on what data the run was made.')
-    wanted = dict(cifar_fastai=str, device=str, commit=(str,NoneType)),dict(train_images=int, test_images=int, digest=str)
-    bad = [k for w,d in zip(wanted, (env, data)) for k,t in w.items() if k not in d or not isinstance(d[k], t)]
-    if bad: raise UserError(f"{path} does not say {', '.join(bad)} as it should.")
-    return env
-
-# %% ../nbs/71_results.ipynb #a18549b6
-def _read_log(path):
-    "A dict an epoch; a run that has just begun has none"
-    if not path.exists(): return []
-    _whole(path)
-    rows = read_log(path)
-    if not rows: raise UserError(f'{path} has no epoch.')
-    if lacks := [k for k in ('train_loss', 'valid_loss', 'seconds') if k not in rows[0]]: raise UserError(f"{path} lacks {', '.join(lacks)}.")
-    if not all(0<=r['accuracy']<=1 for r in rows): raise UserError(f'{path} has an accuracy that is not from 0 to 1.')
-    return rows
+def _read_log(path): return read_log(path) if os.path.lexists(path) else [] # a run that has just begun has none
 
 # %% ../nbs/71_results.ipynb #a02bb3b0
 def _weight_mib(path):
     "Size of a file of weights in MiB; None if there is none"
-    if not path.exists(): return None
-    try:
+    if not os.path.lexists(path): return None
+    with os_errors(path, 'is not a whole file of weights'):
+        if not path.is_file(): raise UserError(f'{path} is not a file of weights.')
         with safe_open(path, 'pt'): return path.stat().st_size/2**20
-    except (SafetensorError, OSError): raise UserError(f'{path} is not a whole file of weights.') from None
 
 # %% ../nbs/71_results.ipynb #9ff43c90
 @dataclass(frozen=True, repr=False)
@@ -117,7 +67,7 @@ class Run:
     seed = property(lambda self: self.config['seed'])
     epochs = property(lambda self: self.config['epochs'])
     finished = property(lambda self: len(self.log)==self.epochs)
-    best = property(lambda self: max(self.log, key=itemgetter('accuracy', 'epoch')), doc='Row of the epoch with the best accuracy, the last of them')
+    best = property(lambda self: best_row(self.log), doc='Row of the epoch with the best accuracy, the first of them')
     accuracy = property(lambda self: self.log[-1]['accuracy'], doc='After the last epoch')
     best_accuracy = property(lambda self: self.best['accuracy'])
     best_epoch = property(lambda self: self.best['epoch'])
@@ -132,8 +82,8 @@ class Run:
 def read_run(folder)->Run:
     "The run in `folder`, every file of it checked"
     folder = Path(folder)
-    if not folder.is_dir(): raise UserError(f'There is no folder {folder}.')
-    run = Run(folder, _read_config(folder/'config.yaml'), _read_environment(folder/'environment.json'), _read_log(folder/'log.csv'),
+    if not os.path.isdir(folder): raise UserError(f'There is no folder {folder}.')
+    run = Run(folder, _read_config(folder/'config.yaml'), read_environment(folder/'environment.json'), _read_log(folder/'log.csv'),
         _weight_mib(folder/'best.safetensors'))
     if len(run.log)>run.epochs: raise UserError(f'{folder}/log.csv has {len(run.log)} epochs, and config.yaml only {run.epochs}.')
     return run
@@ -141,7 +91,7 @@ def read_run(folder)->Run:
 # %% ../nbs/71_results.ipynb #fbd17101
 def _run_folders(exps):
     "Folders that are runs, or look like parts of one"
-    if not Path(exps).is_dir(): raise UserError(f'There is no folder {exps} with runs.')
+    if not os.path.isdir(exps): raise UserError(f'There is no folder {exps} with runs.')
     found = {f.parent for name in ('config.yaml', 'environment.json', 'log.csv') for f in Path(exps).rglob(name)}
     return sorted(found, key=lambda o: (o.parent, len(o.name), o.name))
 
@@ -204,13 +154,22 @@ def _plain(k, v): return Path(v).name if k=='dataset' else v
 def _size_changes(run):
     "Numbers of images that are not CIFAR-10's, which all published rows are about"
     r,data = Recipe(**{k:v for k,v in run.config.items() if k!='row'}),run.environment['data']
-    official = dict(train_images=round(50_000*r.part), test_images=10_000)
+    official = dict(train_images=round(50_000*r.part), test_images=round(10_000*(r.part if _rule(r)=='first' else 1)))
     return {k:(v, data[k]) for k,v in official.items() if abs(data[k]-v)>10} # a stratified part may be rounded in each class
+
+def _rule(r): return 'first' if getattr(r, 'first_half', False) else 'stratified'
+
+# %% ../nbs/71_results.ipynb #3f0c4abd
+def _rule_changes(run):
+    "The rule of the split, where the data could not be split as the recipe has it"
+    wanted,rule = _rule(Recipe(**{k:v for k,v in run.config.items() if k!='row'})),run.environment['data']['split']['rule']
+    return {} if rule==wanted else dict(split=(wanted, rule))
 
 def _changes(run):
     "What a run changes of its row: sorted (setting, the row's value, the run's value)"
     found = {k:(_plain(k, a), _plain(k, b)) for k,(a,b) in _rows()[run.row].changes(run.config).items()}
     if 'dataset' not in found: found |= _size_changes(run)
+    found |= _rule_changes(run)
     return tuple(sorted((k,*v) for k,v in found.items()))
 
 # %% ../nbs/71_results.ipynb #08bbe946
@@ -220,7 +179,7 @@ def _value(v): return f'{v:,}' if type(v) is int and v>999 else str(v) if v!='' 
 class Kind:
     "What runs must have in common to share a mean"
     changes:tuple # of the published row: (setting, the row's value, the run's value)
-    data:tuple # name, training images, test images, digest
+    data:tuple # name, training images, test images, digest of the source, split in words
     code:tuple # version and commit; empty where runs of different code are pooled
 
     @property
@@ -233,19 +192,26 @@ class Kind:
 # %% ../nbs/71_results.ipynb #fd17e1a6
 def _code(run): return run.environment['cifar_fastai'],run.environment['commit']
 
+def _split_words(s): return f"{s['rule']}, fraction {s['fraction']:g}" + (f", validated on a holdout of {s['holdout']:g}" if s['valid']=='holdout' else '')
+
+def _data(run):
+    "What must be the same of the data: name, numbers of images, digest of the source, split in words"
+    d = run.environment['data']
+    return _plain('dataset', run.config['dataset']),d['train_images'],d['test_images'],d['source'],_split_words(d['split'])
+
+# %% ../nbs/71_results.ipynb #29e643be
 def run_kind(
     run:Run, # of a published row
     pool_code:bool=False, # leave code out?
 )->Kind:
     "What others must have in common with `run` to share a mean"
-    data = run.environment['data']
-    return Kind(_changes(run), (_plain('dataset', run.config['dataset']), data['train_images'], data['test_images'], data['digest']), () if pool_code else _code(run))
+    return Kind(_changes(run), _data(run), () if pool_code else _code(run))
 
 # %% ../nbs/71_results.ipynb #dc4268ff
 def _words(xs): return ', '.join(dict.fromkeys(map(str, xs)))
 def _data_words(run):
-    d = run.environment['data']
-    return f"{_plain('dataset', run.config['dataset'])}, {d['train_images']:,} training and {d['test_images']:,} test images (digest {d['digest'][:8]})"
+    name,train,test,source,split = _data(run)
+    return f"{name}, {train:,} training and {test:,} test images (source {source[:8]}" + (f'; {split})' if split!='stratified, fraction 1' else ')')
 
 def _code_words(version, commit):
     at = commit.removesuffix('+changes') if commit else ''
@@ -308,7 +274,7 @@ def _line(
     id, # of one of its rows
 )->dict: # flat
     "All that is known of a row"
-    e,runs,data = _rows()[id],section.runs[id],dict(zip(('data', 'train_images', 'test_images', 'digest'), section.kind.data))
+    e,runs,data = _rows()[id],section.runs[id],dict(zip(('data', 'train_images', 'test_images', 'source', 'split'), section.kind.data))
     base = section.runs.get(e.baseline, [])
     about = dict(table=section.table, row=id, kind=section.kind.title or 'as published') | data | dict(code=_words(_code_words(*_code(r)) for r in runs),
         device=_words(r.environment['device'] for r in runs), row_tricks='+'.join(e.tricks))
@@ -621,9 +587,10 @@ def save_files(
     paths = [Path(folder)/o for o in files]
     with ExitStack() as stack:
         for p,b in zip(paths, files.values()):
-            f = stack.enter_context(whole_file(p))
+            f = stack.enter_context(atomic_write(p))
             f.write(b.encode() if isinstance(b, str) else b)
             f.flush()
+            os.fsync(f.fileno()) # what can fail does so before the first file is replaced
     return paths
 
 def save_report(

@@ -8,7 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/share.html.md"""
 __all__ = ['export_run', 'load_run', 'push_run']
 
 # %% ../nbs/72_share.ipynb #ec6ca968
-import json, tempfile, yaml
+import json, os, tempfile, yaml
 from contextlib import contextmanager
 from fastai.vision.all import *
 from safetensors.torch import save as to_safetensors
@@ -25,8 +25,9 @@ from .results import *
 def _run_recipe(run): return Recipe(**{k:v for k,v in run.config.items() if k!='row'})
 
 def _same_data(run, dls):
-    "`dls`, if they hold what the run was made with, to the last image"
-    if data_digest(dls)!=run.environment['data']['digest']:
+    "`dls`, if their source is the run's and they are split alike"
+    data = run.environment['data']
+    if (dls.source_digest,dls.split)!=(data['source'],data['split']):
         raise UserError(f"The data here that are {run.config['dataset']} are not those that {run.folder} was made with: give the root where those are.")
     return dls
 
@@ -42,7 +43,7 @@ def _run_weights(run, weights):
     "Name -> tensor"
     if weights not in _kept: raise unknown('kind of weights', weights, _kept)
     path = run.folder/_kept[weights]
-    if not path.exists(): raise UserError(f'{path} is missing: there are no weights to take from {run.folder}.')
+    if not os.path.lexists(path): raise UserError(f'{path} is missing: there are no weights to take from {run.folder}.')
     return {k:v.clone().contiguous() for k,v in load_weights(path).items()}
 
 def _run_facts(run, weights, dls):
@@ -107,9 +108,10 @@ _parts = 'model.safetensors', 'README.md', 'config.json'
 
 def _check_out(out):
     "Refuse a folder that holds other things than an export"
-    names = {o.name for o in out.iterdir()} if out.is_dir() else set()
+    with os_errors(out): names = {o.name for o in out.iterdir() if o.name[:4]!='.tmp'} if out.is_dir() else set()
     if names - {*_parts, '.cache', '.git', '.gitattributes'} or names and 'config.json' not in names:
         raise UserError(f'{out} holds other files: export to a new folder, or over an earlier export.')
+    check_output(out/_parts[0])
 
 def export_run(
     folder, # of a run
@@ -122,21 +124,20 @@ def export_run(
     out = Path(out or run.folder/'export')
     _check_out(out)
     sd = _run_weights(run, weights)
-    r = _run_recipe(run)
-    facts = _run_facts(run, weights, _same_data(run, cifar_dls(r.dataset, root=root, bs=r.bs, fraction=r.part)))
+    with no_random(): dls = recipe_learner(_run_recipe(run), root).dls
+    facts = _run_facts(run, weights, _same_data(run, dls))
     save_files(out, dict(zip(_parts, (to_safetensors(sd, metadata=dict(format='pt')), _card(run, facts), json.dumps(facts, indent=1)+'\n'))))
     return out
 
 # %% ../nbs/72_share.ipynb #18503f18
 def _export_facts(path):
     "The checked `config.json` of an exported folder"
-    try: facts = json.loads((path/'config.json').read_text(encoding='utf-8'))
-    except FileNotFoundError: raise UserError(f'{path} is neither a run nor an exported one: it holds no config.yaml and no config.json.') from None
-    except (OSError, ValueError): raise UserError(f'{path}/config.json cannot be read, or is cut off.') from None
+    if not os.path.lexists(path/'config.json'): raise UserError(f'{path} is neither a run nor an exported one: it holds no config.yaml and no config.json.')
+    facts = read_json(path/'config.json')
     try:
         assert facts['format']=='cifar_fastai run' and isinstance(facts['config']['model'], str)
-        assert facts['vocab'] and all(isinstance(o, str) for o in facts['vocab'])
-        assert all(len(facts[k])==3 and all(isinstance(x, float) for x in facts[k]) for k in ('mean', 'std')) and min(facts['std'])>0
+        assert isinstance(facts['vocab'], list) and facts['vocab'] and all(isinstance(o, str) for o in facts['vocab'])
+        assert all(len(facts[k])==3 and all(isinstance(x, float) and abs(x)<1e6 for x in facts[k]) for k in ('mean', 'std')) and min(facts['std'])>1e-6
     except (AssertionError, KeyError, TypeError): raise UserError(f'{path}/config.json is not that of an exported run.') from None
     return facts
 
@@ -159,14 +160,14 @@ def load_run(
 )->Learner:
     "A `Learner` with the weights of a run, ready to `predict`"
     path = Path(path)
-    if (path/'config.yaml').exists():
+    if os.path.lexists(path/'config.yaml'):
         run = read_run(path)
         sd = _run_weights(run, weights)
         with no_random(): learn = recipe_learner(_run_recipe(run), root)
         _same_data(run, learn.dls)
         return _with_weights(learn, sd, path)
     facts = _export_facts(path)
-    if not (path/'model.safetensors').exists(): raise UserError(f'{path}/model.safetensors is missing.')
+    if not os.path.lexists(path/'model.safetensors'): raise UserError(f'{path}/model.safetensors is missing.')
     return _with_weights(cifar_learner(facts['config']['model'], _no_images(facts)), load_weights(path/'model.safetensors'), path)
 
 # %% ../nbs/72_share.ipynb #15451335

@@ -8,11 +8,12 @@ os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='agg') # read when torch and m
 def full_disk(monkeypatch):
     'Called with `n`, the disk is full at the nth file that `save_files` writes: when it is written, or when it is flushed'
     import cifar_fastai.results as results
-    real,opened = results.whole_file,[]
+    real,opened = results.atomic_write,[]
     class Full:
         def __init__(self, f, what): self.f,self.name,self.what = f,f.name,what
         def write(self, b): self.at('write')
         def flush(self): self.at('flush')
+        def fileno(self): return self.f.fileno()
         def at(self, what):
             if what==self.what: raise OSError(28, 'No space left on device')
     def fill(n, what='write'):
@@ -22,5 +23,5 @@ def full_disk(monkeypatch):
             with real(path) as f:
                 opened.append(path)
                 yield Full(f, what) if len(opened)==n else f
-        monkeypatch.setattr(results, 'whole_file', full)
+        monkeypatch.setattr(results, 'atomic_write', full)
     return fill

@@ -22,7 +22,8 @@ def write_run(exps, row, seed=1, accs=(0.5,0.7,0.6), name=None, env=None, data=N
     folder.mkdir(parents=True)
     (folder/'config.yaml').write_text(write_config(dict(row=row) | asdict(recipe)))
     environment = dict(cifar_fastai='0.1.0', commit='a'*40, python='3.11', torch='2.6', fastai='2.8', numpy='2', device='CPU', threads=1, started='2025-01-01T00:00:00',
-        data=dict(train_images=round(50_000*recipe.part), test_images=10_000, digest=digest) | (data or {}))
+        data=dict(source=digest, split=dict(rule='stratified', fraction=recipe.part, valid='test', holdout=None), digest=f'{seed:064}', train_images=round(50_000*recipe.part),
+            test_images=10_000) | (data or {}))
     (folder/'environment.json').write_text(json.dumps(environment | (env or {})))
     n = recipe.epochs if n_log is None else n_log
     accs = ([0.1]*n + list(accs))[-n:] if n else []
@@ -90,7 +91,7 @@ def test_no_interval_without_spread():
 def test_run(tmp_path):
     r = read_run(write_run(tmp_path, base, 3, accs=(0.5,0.75,0.7,0.75,0.6)))
     assert r.row==base and r.seed==3 and r.finished
-    assert r.accuracy==0.6 and r.best_accuracy==0.75 and r.best_epoch==198
+    assert r.accuracy==0.6 and r.best_accuracy==0.75 and r.best_epoch==196
     assert r.seconds==pytest.approx(60) and r.peak_memory==499
     assert r.weight_mib==pytest.approx(1, abs=1e-3)
 
@@ -106,7 +107,7 @@ def edit(path, **kw):
 broken = {
     'unknown key':(lambda f: edit(f/'config.yaml', epoch=3), "no setting 'epoch': did you mean 'epochs'"),
     'unknown row':(lambda f: edit(f/'config.yaml', row='3.9/ss64_cn'), "no row '3.9/ss64_cn'"),
-    'row of no text':(lambda f: edit(f/'config.yaml', row=[1]), 'no row'),
+    'row of no text':(lambda f: edit(f/'config.yaml', row=[1]), 'row is list'),
     'wrong type':(lambda f: edit(f/'config.yaml', epochs='many'), "epochs is 'many'"),
     'true is no number':(lambda f: edit(f/'config.yaml', bs=True), 'bs is True'),
     'cut between lines':(lambda f: (f/'config.yaml').write_text(re.sub('seed.*\n', '', (f/'config.yaml').read_text())), 'lacks seed'),
@@ -114,14 +115,14 @@ broken = {
     'two parts of the data':(lambda f: edit(f/'config.yaml', half=True, fraction=0.3), 'use one of them'),
     'not yaml':(lambda f: (f/'config.yaml').write_text('a: [\n'), 'not YAML'),
     'a date that is none':(lambda f: (f/'config.yaml').write_text('a: 2001-99-99\n'), 'not YAML'),
-    'a list':(lambda f: (f/'config.yaml').write_text('- 1\n'), 'holds no settings'),
+    'a list':(lambda f: (f/'config.yaml').write_text('- 1\n'), 'has no settings'),
     'empty':(lambda f: (f/'config.yaml').write_text(''), 'is empty'),
     'no config':(lambda f: (f/'config.yaml').unlink(), 'config.yaml is missing'),
     'not text':(lambda f: (f/'config.yaml').write_bytes(b'\xff\xfe\x00'), 'not text'),
     'not json':(lambda f: (f/'environment.json').write_text('{"a": '), 'not JSON'),
-    'json of another':(lambda f: (f/'environment.json').write_text('[1]'), 'on what data'),
-    'no digest':(lambda f: edit(f/'environment.json', data=dict(train_images=1, test_images=1)), 'does not say digest'),
-    'data of words':(lambda f: edit(f/'environment.json', data=dict(train_images='many', test_images=1, digest='a')), 'does not say train_images'),
+    'json of another':(lambda f: (f/'environment.json').write_text('[1]'), 'on which data'),
+    'no digest':(lambda f: edit(f/'environment.json', data=dict(train_images=1, test_images=1)), 'does not say source, split, digest'),
+    'data of words':(lambda f: edit(f/'environment.json', data=dict(source='a', split=dict(rule='stratified', fraction=1, valid='test', holdout=None), train_images='many', test_images=1, digest='a')), 'does not say train_images'),
     'a number as device':(lambda f: edit(f/'environment.json', device=3), 'does not say device'),
     'no environment':(lambda f: (f/'environment.json').unlink(), 'environment.json is missing'),
     'log cut in a line':(lambda f: (f/'log.csv').write_text((f/'log.csv').read_text()[:-2]), 'cut off'),
@@ -243,7 +244,8 @@ def test_full_and_shortened_runs_are_never_mixed(tmp_path):
     assert line(rep, base)['n']==3 and line(rep, base, 1)['n']==1
     assert 'of 2 kinds, which differ in settings:' in rep.mixed[0] and rep.mixed[0] in rep.markdown()
 
-@pytest.mark.parametrize('kw,differ', [(dict(data=dict(digest='e'*64)), 'data'), (dict(env=dict(commit='b'*40)), 'code'), (dict(env=dict(commit='a'*40+'+changes')), 'code'),
+@pytest.mark.parametrize('kw,differ', [(dict(data=dict(source='e'*64)), 'data'), (dict(data=dict(split=dict(rule='stratified', fraction=1., valid='holdout', holdout=0.1))), 'data'),
+    (dict(data=dict(split=dict(rule='first', fraction=1., valid='test', holdout=None))), 'settings and data'), (dict(env=dict(commit='b'*40)), 'code'), (dict(env=dict(commit='a'*40+'+changes')), 'code'),
     (dict(env=dict(cifar_fastai='0.2.0')), 'code'), (dict(env=dict(commit=None)), 'code'), (dict(half=True), 'settings and data'), (dict(lr=0.05), 'settings'), (dict(dataset='digits'), 'settings and data'),
     (dict(data=dict(test_images=5000)), 'settings and data'), (dict(data=dict(train_images=40_000)), 'settings and data')])
 def test_kinds_are_never_mixed(tmp_path, kw, differ):
@@ -252,6 +254,19 @@ def test_kinds_are_never_mixed(tmp_path, kw, differ):
     rep = report_runs(tmp_path, '3.9')
     assert sorted(line(rep, base, i)['n'] for i in range(2))==[2,3]
     assert f'which differ in {differ}:' in rep.mixed[0]
+
+def test_subsets_drawn_by_the_seed_share_a_mean(tmp_path):
+    "Runs of one source, fraction and rule are one line with its interval, whichever images the seed drew"
+    for s in (1,2,3): write_run(tmp_path, base, s, (.5,.9+s/100), fraction=0.1)
+    rep = report_runs(tmp_path)
+    assert len({r.environment['data']['digest'] for r in rep.sections[0].every})==3
+    assert not rep.mixed and line(rep, base)['n']==3 and not math.isnan(line(rep, base)['last_sd'])
+    assert 'source d1d1d1d1; stratified, fraction 0.1' in rep.sections[0].caption and line(rep, base)['split']=='stratified, fraction 0.1'
+
+def test_another_rule_of_the_split_is_a_change(tmp_path):
+    "Where the source does not keep the order that a recipe asks for"
+    write_run(tmp_path, base, data=dict(split=dict(rule='first', fraction=1., valid='test', holdout=None)))
+    assert report_runs(tmp_path).sections[0].title=='Table 3.9, changed: split first for stratified'
 
 def test_fewer_test_images_are_a_change(tmp_path):
     write_run(tmp_path, base, data=dict(test_images=5000))
@@ -310,7 +325,7 @@ def test_nothing_to_report(tmp_path):
 
 def test_caption(tmp_path):
     s = report_runs(sweep(tmp_path), '3.9').sections[0]
-    assert s.caption==('Data: cifar10, 50,000 training and 10,000 test images (digest d1d1d1d1). Device: CPU. Seed: 1, 2, 3. Epochs: 200. '
+    assert s.caption==('Data: cifar10, 50,000 training and 10,000 test images (source d1d1d1d1). Device: CPU. Seed: 1, 2, 3. Epochs: 200. '
         'Code: cifar_fastai 0.1.0 at aaaaaaaa.')
 
 # -- files
@@ -323,7 +338,7 @@ def test_csv_holds_everything(tmp_path):
     w = line(rep, cutout)['last_welch']
     assert [float(rows[1][f'last_welch{o}']) for o in ('', '_lo', '_hi', '_n')]==[w.value,w.lo,w.hi,w.n]
     assert rows[3]['last_welch_lo']=='' and rows[3]['last_sd']==''
-    for k in ('code', 'device', 'digest', 'train_images', 'epochs', 'seeds', 'best_paired_hi', 'cutout', 'published_top1'): assert rows[1][k]
+    for k in ('code', 'device', 'source', 'split', 'train_images', 'epochs', 'seeds', 'best_paired_hi', 'cutout', 'published_top1'): assert rows[1][k]
 
 class Page(HTMLParser):
     "Collects what a page refers to, and whether its tags are closed"
@@ -377,12 +392,12 @@ def test_saved_whole_or_not_at_all(tmp_path, full_disk, fails):
     before = {o.name:o.read_bytes() for o in out.iterdir()}
     for n in range(1, 5):
         full_disk(n, fails)
-        with pytest.raises(UserError, match='could not be written .*No space left'): save_report(replace(rep, not_run=['x']), out)
+        with pytest.raises(UserError, match='could not be written.*No space left'): save_report(replace(rep, not_run=['x']), out)
         assert {o.name:o.read_bytes() for o in out.iterdir()}==before
 
 def test_folder_that_is_a_file(tmp_path):
     (tmp_path/'f').write_text('x')
-    with pytest.raises(UserError, match='could not be written'): save_report(report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'), tmp_path/'f')
+    with pytest.raises(UserError, match='is not a folder'): save_report(report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'), tmp_path/'f')
 
 # -- two runs
 
@@ -391,7 +406,7 @@ def test_compare(tmp_path):
     b = write_run(tmp_path, mixup, 1, (.5,.65,.6), epochs=3, env=dict(torch='2.7'), data=dict(digest='e'*64))
     c = compare_runs(a, b)
     assert c.settings=={'mixup':(False,True), 'row':(base,mixup)}
-    assert c.environment=={'torch':('2.6','2.7'), 'data digest':(digest,'e'*64)}
+    assert c.environment=={'torch':('2.6','2.7'), 'data digest':(f'{1:064}','e'*64)}
     assert c.first_difference==(1,'train_loss')
     for o in ('The logs differ from epoch 2 on: train_loss is 1.4 and 1.35.', '70.00', '65.00 (epoch 2)'): assert o in str(c)
     assert len(c.plot().axes)==2

@@ -202,15 +202,15 @@ def test_told_what_happened(capsys, monkeypatch):
     monkeypatch.setattr(Checkpoint, 'before_batch', told, raising=False)
     argv,handlers = small+['--epochs', '3', '--name', 'a'],[signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as e: cifar_train(argv=argv)
-    assert e.value.code==143 and 'told to end (SIGTERM); all is saved, after epoch 1 and 4 batches: go on with --resume True' in capsys.readouterr().err
+    assert e.value.code==143 and 'was interrupted (SIGTERM) after 1 of 3 epochs and 4 batches, and everything is saved: resume it with --resume True' in capsys.readouterr().err
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]==handlers
-    assert 'broken off after 1 of 3 epochs and 4 batches: go on with --resume True' in refused(capsys, argv)
+    assert 'interrupted after 1 of 3 epochs and 4 batches: resume it with --resume True' in refused(capsys, argv)
 
 def test_disk_full(capsys, monkeypatch):
     'The run stops with one sentence, the checkpoint before is whole, and with room again it goes on to the same end'
     argv = small+['--epochs', '4', '--name']
     cifar_train(argv=argv+['whole'])
-    real,room,kept = os.fsync,[11],{}
+    real,room,kept = os.fsync,[10],{}
     def fsync(fd):
         room[0] -= 1
         if room[0]<0:
@@ -219,10 +219,10 @@ def test_disk_full(capsys, monkeypatch):
         real(fd)
     monkeypatch.setattr(os, 'fsync', fsync)
     capsys.readouterr()
-    assert 'could not be written (No space left on device): what was there before is whole' in refused(capsys, argv+['full'])
+    assert 'could not be written; an existing file is unchanged (No space left on device)' in refused(capsys, argv+['full'])
     monkeypatch.setattr(os, 'fsync', real)
     check_whole('full')
-    assert contents(Path('exps/full/666'))=={k:v for k,v in kept.items() if not k.endswith('tmp')} and last('full').exists()
+    assert contents(Path('exps/full/666'))=={k:v for k,v in kept.items() if not k.startswith('.tmp')} and last('full').exists()
     cifar_train(argv=argv+['full', '--resume'])
     assert_same_end('full', 'whole')
 
@@ -238,8 +238,8 @@ def test_disk_full_under_the_writer(capsys, monkeypatch, n, what):
     monkeypatch.setattr(tree, 'save_file', save_file)
     try: err = refused(capsys, small+['--epochs', '3', '--name', 'a'])
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, soft)
-    assert f'{what}.safetensors could not be written' in err and 'File too large' in err and 'what was there before is whole' in err
-    assert {o.name:o.read_bytes() for o in last('a').parent.glob('*.safetensors')}==seen[-1] and not list(last('a').parent.glob('*tmp'))
+    assert f'{what}.safetensors could not be written' in err and 'File too large' in err and 'an existing file is unchanged' in err
+    assert {o.name:o.read_bytes() for o in last('a').parent.glob('*.safetensors')}==seen[-1] and not list(last('a').parent.glob('.tmp*'))
     monkeypatch.setattr(tree, 'save_file', real)
     cifar_train(argv=small+['--epochs', '3', '--name', 'a', '--resume'])
     cifar_train(argv=small+['--epochs', '3', '--name', 'whole'])

@@ -142,7 +142,7 @@ def test_places_stay_at_home(tmp_path):
 def test_other_data(run, tmp_path):
     "Names and normalisation of other data would make the weights mean something else"
     env = json.loads((run/'environment.json').read_text())
-    env['data']['digest'] = '0'*16
+    env['data']['source'] = '0'*16
     (run/'environment.json').write_text(json.dumps(env))
     for f in (lambda: export_run(run, tmp_path/'o'), lambda: load_run(run)): refused(f, 'not those that', 'give the root')
     assert not (tmp_path/'o').exists()
@@ -170,7 +170,7 @@ def test_other_files_are_left_alone(run, tmp_path):
     (o/'README.md').unlink()
     assert export_run(run, export_run(run, o), 'last')==o
     (tmp_path/'f').write_text('')
-    refused(lambda: export_run(run, tmp_path/'f'), 'could not be written')
+    refused(lambda: export_run(run, tmp_path/'f'), 'is not a folder')
 
 def test_exported_whole_or_not_at_all(run, out, full_disk):
     before = {o.name:o.read_bytes() for o in out.iterdir()}
