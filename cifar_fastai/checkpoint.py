@@ -9,6 +9,7 @@ __all__ = ['learner_state', 'load_learner_state', 'fit_facts', 'Checkpoint']
 
 # %% ../nbs/61_checkpoint.ipynb #3c78cf75
 import inspect, pickle, signal, threading, warnings
+from contextlib import contextmanager
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
@@ -107,6 +108,11 @@ def _differs(what, saved, here):
     raise UserError(f"The checkpoint was made with the {what} {', '.join(saved) or 'none'}, and here are "
         f"{', '.join(here) or 'none'}: give the Learner the same.")
 
+def _check_opt(opt):
+    "Are the states of a torch optimizer those of its parameters?"
+    for p,state in getattr(getattr(opt, 'opt', None), 'state', {}).items():
+        assert all(v.shape==p.shape for v in state.values() if isinstance(v, Tensor) and v.numel()>1)
+
 def _set_grads(model, grads):
     for p,g in zip(model.parameters(), grads or []): p.grad = None if g is None else torch.empty_like(p).copy_(g)
 
@@ -120,12 +126,13 @@ def load_learner_state(
     try: learn.model.load_state_dict(sd['model'])
     except RuntimeError: raise UserError('The checkpoint holds the weights of another network than this Learner has.') from None
     learn.opt.load_state_dict(sd['opt'])
+    _check_opt(learn.opt)
     if sd['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(sd['scaler'])
     for k,cb in own.items(): cb.load_state_dict(sd['tricks'][k])
     for k,cb in others.items(): _set_other(cb, sd['others'].get(k, {}))
     _set_grads(learn.model, sd['grads'])
     _set_recorder(learn.recorder, sd['recorder'])
-    learn.train_iter = sd['train_iter']
+    learn.train_iter = check_range('train_iter', sd['train_iter'], 0, whole=True)
     set_learner_random(learn, sd['random'])
 
 # %% ../nbs/61_checkpoint.ipynb #dbd6cae5
@@ -227,22 +234,33 @@ def _finish(self:Checkpoint):
     self._save()
 
 # %% ../nbs/61_checkpoint.ipynb #2086a72d
+@contextmanager
+def _whole(file):
+    "One sentence for a checkpoint that lacks something, or holds something else"
+    try: yield
+    except (UserError, torch.OutOfMemoryError): raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, AssertionError) as e:
+        raise UserError(f'{file} does not hold the state of this fit, or is damaged: remove it, or use another path.') from e
+
 @patch
 def _skip_trained(self:Checkpoint):
     mid,self.mid = self.mid,None
-    set_learner_random(self.learn, mid['start'])
     def restore():
-        load_learner_state(self.learn, mid)
-        _set_sums(self.recorder, mid['sums'])
-        self.learn.pct_train = mid['pct_train']
-    training_run(self.learn).skip = mid['iter'],restore
+        with _whole(self.file):
+            load_learner_state(self.learn, mid)
+            _set_sums(self.recorder, mid['sums'])
+            self.learn.pct_train = mid['pct_train']
+    with _whole(self.file):
+        set_learner_random(self.learn, mid['start'])
+        training_run(self.learn).skip = mid['iter'],restore
 
 @patch
 def _resume(self:Checkpoint, sd):
-    _check_fit(self.file, sd, self.facts)
-    load_learner_state(self.learn, sd)
-    self.epochs,self.done,self.mid = sd['epoch'],sd['finished'],sd if 'iter' in sd else None
-    training_run(self.learn).first_epoch = self.n_epoch if self.done else self.epochs
+    with _whole(self.file):
+        _check_fit(self.file, sd, self.facts)
+        load_learner_state(self.learn, sd)
+        self.epochs,self.done,self.mid = sd['epoch'],sd['finished'],sd if 'iter' in sd else None
+        training_run(self.learn).first_epoch = self.n_epoch if self.done else self.epochs
     if hasattr(self.learn, 'progress') and self.create_mbar: self.progress.mbar.update(0) # it has to be started at 0
     if not self.done: self._warn_of(sd['others'])
 

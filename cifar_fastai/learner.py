@@ -84,25 +84,28 @@ class DeviceRecorder(Recorder, ManagedCallback):
     def after_fit(self): self._fetch()
 
 # %% ../nbs/60_learner.ipynb #7b90e4a3
-_before_epoch,_after_train,_after_epoch = Recorder.before_epoch,Recorder.after_train,Recorder.after_epoch
+@extend(Recorder, 'before_epoch')
+def _(old):
+    def before_epoch(self):
+        old(self)
+        self.n_train = 0
+    return before_epoch
 
-@patch
-def before_epoch(self:Recorder):
-    _before_epoch(self)
-    self.n_train = 0
+@extend(Recorder, 'after_train')
+def _(old):
+    def after_train(self):
+        old(self)
+        self.n_train = len(self.log)-1
+    return after_train
 
-@patch
-def after_train(self:Recorder):
-    _after_train(self)
-    self.n_train = len(self.log)-1
-
-@patch
-def after_epoch(self:Recorder):
-    "fastai's, and the row knows which columns it has: those of a part that was left out are not there"
-    n,valid = self.n_train,1 + len(self.metrics)*self.train_metrics
-    _after_epoch(self)
-    row = self.values[-1]
-    row.columns = [*range(n), *range(valid, valid+len(row)-n)]
+@extend(Recorder, 'after_epoch')
+def _(old):
+    def after_epoch(self):
+        n,valid = self.n_train,1 + len(self.metrics)*self.train_metrics
+        old(self)
+        row = self.values[-1]
+        row.columns = [*range(n), *range(valid, valid+len(row)-n)]
+    return after_epoch
 
 # %% ../nbs/60_learner.ipynb #d93604a2
 @patch(as_prop=True)
@@ -114,13 +117,13 @@ def history(self:Recorder):
     return pd.DataFrame(data, index=list(rows), columns=[self.metric_names[1+c] for c in columns])
 
 # %% ../nbs/60_learner.ipynb #9b22200b
-_progress_after_batch = ProgressCallback.after_batch
-@patch
-def after_batch(self:ProgressCallback):
-    "fastai's, at most twice a second: it asks the device for the loss"
-    if time.time()-getattr(self, 'shown', 0)<0.5 and self.iter+1<self.n_iter: return
-    self.shown = time.time()
-    _progress_after_batch(self)
+@extend(ProgressCallback, 'after_batch')
+def _(old):
+    def after_batch(self):
+        if time.time()-getattr(self, 'shown', 0)<0.5 and self.iter+1<self.n_iter: return
+        self.shown = time.time()
+        old(self)
+    return after_batch
 
 # %% ../nbs/60_learner.ipynb #0b9f979d
 def wait_free(learn:Learner)->Learner: # `learn`
@@ -172,14 +175,10 @@ def _callback(cb):
     ours = f': use {tricks[name].__module__}.{name}' if name in tricks else ''
     raise UserError(f'{short(cb)} is not a callback and would do nothing{ours}.')
 
-_add_cb = Learner.add_cb
-@patch
-def add_cb(self:Learner,
-    cb, # a callback, or the class of one
-    _add_cb=_add_cb # fastai's own
-):
-    "fastai's; a Learner of `cifar_learner` refuses what is not a callback"
-    return _add_cb(self, _callback(cb) if self._grab_cbs(CheckTargets) else cb)
+@extend(Learner, 'add_cb')
+def _(old):
+    def add_cb(self, cb): return old(self, _callback(cb) if self._grab_cbs(CheckTargets) else cb)
+    return add_cb
 
 # %% ../nbs/60_learner.ipynb #d15fa2c9
 def _inner_loss(f):

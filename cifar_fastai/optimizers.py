@@ -15,6 +15,7 @@ from itertools import islice
 from fastai.basics import *
 from fastai.optimizer import set_item_pg
 from .core import *
+from .loop import *
 
 # %% ../nbs/41_optimizers.ipynb #5f2e91c4
 _highest = dict(lr=1e30, weight_decay=1e6, eps=1e6, final_lr=1e6, gamma=1e6, trust_coefficient=1e6, momentum=1, betas=1)
@@ -300,9 +301,10 @@ class Lion(ForeachOptimizer):
 optimizers.update(adabound=(AdaBound, {}), adaboundw=(AdaBoundW, {}), lars=(LARS, {}), lion=(Lion, {}))
 
 # %% ../nbs/41_optimizers.ipynb #899f0580
-_create_opt = Learner.create_opt
-@patch
-def create_opt(self:Learner, _create_opt=_create_opt):
-    "fastai's; a `GroupedOptim` obeys `wd_bn_bias`"
-    _create_opt(self)
-    if isinstance(self.opt, GroupedOptim): self.opt.split([p for p,s in self.opt.state.items() if not s.get('do_wd', True)], wd=0.)
+@extend(Learner, 'create_opt')
+def _(old):
+    def create_opt(self):
+        old(self)
+        if not isinstance(self.opt, GroupedOptim): return
+        self.opt.split([p for p,s in self.opt.state.items() if not s.get('do_wd', True)], wd=0.)
+    return create_opt

@@ -22,6 +22,7 @@ from fastai.vision.all import *
 import cifar_fastai
 from .core import *
 from .recipe import *
+from .loop import *
 from .trick import *
 from .tree import *
 from .data import *
@@ -137,9 +138,9 @@ def plot_log(
     return axs
 
 # %% ../nbs/62_run.ipynb #b1019295
-class RunFolder(Callback):
+class RunFolder(ManagedCallback):
     "Keeps `log.csv`, `curves.png` and the best weights of a run in `folder`"
-    order = 80
+    order,skip_trial = 80,True
     def __init__(self,
         folder, # of the run
         tensorboard:bool=False, # write events for TensorBoard too?
@@ -155,7 +156,8 @@ class RunFolder(Callback):
 
     def after_epoch(self):
         if not self.folder.is_dir(): raise UserError(f'{self.folder} was removed while its run was training.')
-        figures = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
+        names,figures = self.recorder.metric_names,self.recorder.values[-1]
+        figures = {names[1+c]:v for c,v in zip(figures.columns, figures)}
         seconds = round(time.perf_counter()-self.start, 3)
         row = dict(epoch=self.epoch, lr=self.opt.hypers[-1]['lr']) | figures | dict(seconds=seconds)
         self.rows = self.rows[:self.epoch] + [row]
@@ -450,25 +452,8 @@ def run_monitors(
     return [TrainAccuracy(), ImagesPerSecond(), PeakMemory(), *use]
 
 # %% ../nbs/62_run.ipynb #46fe847f
-class _RunCheckpoint(Checkpoint):
-    "A checkpoint that cannot be loaded is reported in one sentence"
-    def before_fit(self):
-        with self._damaged():
-            super().before_fit()
-            assert type(self.learn.train_iter) is int
-            for p,state in self.opt.opt.state.items(): assert all(v.shape==p.shape for v in state.values() if isinstance(v, Tensor) and v.numel()>1)
-    def before_train(self):
-        with self._damaged(): super().before_train()
-
-    @contextmanager
-    def _damaged(self):
-        try: yield
-        except (UserError, CancelFitException, torch.OutOfMemoryError): raise
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, AssertionError):
-            raise UserError(f'{self.path} does not hold the state of this run, or is damaged: start again under another --name.') from None
-
 def _run(learn, recipe, run_folder, row):
-    ckpt = _RunCheckpoint(run_folder.folder/'last.safetensors', resume=True, signals=True)
+    ckpt = Checkpoint(run_folder.folder/'last.safetensors', resume=True, signals=True)
     recipe_fit(learn, recipe, [*run_monitors(row), run_folder, ckpt])
     if ckpt.signal and (at := run_progress(run_folder.folder))[0]<recipe.epochs:
         raise Stopped(run_folder.folder, ckpt.signal, _progress_words(at, recipe.epochs))

@@ -189,12 +189,13 @@ def _top(sched):
     if isinstance(sched, PolicyScheduler): return sched.lr_max
     return np.max([sched.scheds['lr'](i/1000) for i in range(1001)], 0)
 
-_before_fit = ParamScheduler.before_fit
-@patch
-def before_fit(self:ParamScheduler, _before_fit=_before_fit):
-    "fastai's; and `base_lr` of the optimizer, where there is one, becomes the top rate"
-    _before_fit(self)
-    if 'lr' in self.scheds and not isinstance(self, LRFinder) and 'base_lr' in self.opt.hypers[0]: self.opt.set_hyper('base_lr', _top(self))
+@extend(ParamScheduler, 'before_fit')
+def _(old):
+    def before_fit(self):
+        old(self)
+        takes = 'lr' in self.scheds and not isinstance(self, LRFinder) and 'base_lr' in self.opt.hypers[0]
+        if takes: self.opt.set_hyper('base_lr', _top(self))
+    return before_fit
 
 # %% ../nbs/42_schedules.ipynb #a2f32fde
 def _check_trains(policy, curve, lr, n_epoch, steps):
