@@ -389,6 +389,7 @@ def test_published_commands(monkeypatch, capsys, command):
     from fastai.callback.core import Callback,CancelFitException
     from cifar_fastai.run import recipe_fit,recipe_learner
     argv = shlex.split(command)
+    Path('somewhere').mkdir()
     r,(name,root,*_) = resolved(monkeypatch, argv)
     said = dict(zip([o[2:].replace('-', '_') for o in argv[::2]], argv[1::2]))
     assert name==said.pop('name', None) and root==said.pop('root', None) and capsys.readouterr().err.count('--nw has no meaning')==('nw' in said)
