@@ -120,6 +120,7 @@ def run_name(
     "The name of a run of `e`: the row's, with what is changed"
     return file_name('_'.join([e.id.replace('/', '-'), *(_said(k, v) for k,(_,v) in e.changes(asdict(r)).items())]))
 
+# %% ../nbs/70_experiments.ipynb #11146eef
 def _released(r, changes):
     "Settings of a row that `changes` override as a group: the choice of images, and the shape of the schedule, which scales with the epochs"
     res = dict(half=False, fast=False, first_half=False, fraction=1.) if {'fraction', 'half', 'fast', 'first_half'} & {*changes} else {}
@@ -127,6 +128,7 @@ def _released(r, changes):
     scaled = {k:getattr(r, k) for k in ('warmup', 'period') if getattr(r, k) is not None}
     return res | {k:v*changes.get('epochs', r.epochs)/r.epochs for k,v in scaled.items()}
 
+# %% ../nbs/70_experiments.ipynb #11146ef1
 def changed_recipe(
     e:Experiment, # the row
     seed:int=666, # of all random numbers

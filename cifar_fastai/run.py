@@ -157,7 +157,8 @@ def _called(call):
 
 def recipe_tricks(r:Recipe)->list:
     "The callbacks that a recipe asks for"
-    def erasing(): return RandomErasing(r.random_erase_prob, (r.random_erase_sl, r.random_erase_sh), (r.random_erase_r, 1/r.random_erase_r), log_aspect=r.random_erase_log_aspect)
+    area,aspect = (r.random_erase_sl, r.random_erase_sh),(r.random_erase_r, 1/r.random_erase_r)
+    erasing = partial(RandomErasing, r.random_erase_prob, area, aspect, log_aspect=r.random_erase_log_aspect)
     made = [(r.autoaugmentation, AutoAugment), (r.cutout, partial(Cutout, r.cutout_length)), (r.random_erase, erasing),
         (r.mixup, partial(MixUp, r.mixup_alpha)), (r.cutmix, partial(CutMix, r.beta, r.cutmix_prob)), (r.ricap, partial(RICAP, r.ricap_beta)),
         (r.use_sam, partial(SAM, r.sam_rho)), (r.use_asam, partial(ASAM, r.asam_rho, r.asam_eta)),

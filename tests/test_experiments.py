@@ -42,7 +42,8 @@ def test_row(e, r):
     assert (e.table, q.model, q.epochs, q.bs, q.lr, q.sched, q.optims, e.note)==(r['table'], r['model'], int(r['epochs']), int(r['bs']), float(r['lr']), r['schedule'], r['optimizer'], r['note'])
     assert (q.weight_decay, q.momentum, q.milestones, q.gamma, q.dataset, q.gradient_clip)==(5e-4, 0.9, '', None, 'cifar10', 0)
     assert (q.data['fraction'], q.data['rule'], q.data['seed'])=={'full':(1, 'stratified', 42), 'half':(0.5, 'first', 42), 'fraction 0.3':(0.3, 'stratified', 42)}[r['data']]
-    settings = dict(cutout=('Cutout', dict(length=16, holes=1)), mixup=('MixUp', dict(alpha=1)), autoaugment=('AutoAugment', {}), ricap=('RICAP', dict(beta=0.3)), sam=('SAM', dict(rho=0.5)), asam=('ASAM', dict(rho=0.5, eta=0)),
+    settings = dict(cutout=('Cutout', dict(length=16, holes=1)), mixup=('MixUp', dict(alpha=1)), autoaugment=('AutoAugment', {}), ricap=('RICAP', dict(beta=0.3)),
+        sam=('SAM', dict(rho=0.5)), asam=('ASAM', dict(rho=0.5, eta=0)),
         random_erase=('RandomErasing', dict(p=0.5, area=(0.02,0.4), aspect=(0.3,1/0.3), log_aspect=False)), label_smooth=('LabelSmoothing', dict(eps=0.1)))
     made = {type(o).__name__:o for o in recipe_tricks(q)}
     assert set(made)=={settings[t][0] for t in e.tricks} and all(getattr(made[name], k)==v for name,kw in (settings[t] for t in e.tricks) for k,v in kw.items())
@@ -113,7 +114,9 @@ def test_changes_of_a_row():
     'Seed and threads are none; what a change replaces as a group is replaced as one; wrong values are refused'
     e,half = experiment('3.9/ss64_cm'),experiment('3.3/resnet20')
     assert not e.changes(asdict(replace(e.recipe, seed=1, threads=2)))
-    for kw in (dict(fraction=0.1), dict(half=True), dict(fast=True)): assert changed_recipe(half, **kw).part in (0.1, 0.5, 0.3) and not changed_recipe(half, **kw).first_half
+    for kw,part in ((dict(fraction=0.1), 0.1), (dict(half=True), 0.5), (dict(fast=True), 0.3)):
+        r = changed_recipe(half, **kw)
+        assert r.part==part and not r.first_half
     assert changed_recipe(half, epochs=3).first_half
     for kw in (dict(epochs=float('inf')), dict(epochs='3'), dict(cutout=1), dict(model=3)):
         with pytest.raises(UserError): changed_recipe(e, **kw)
