@@ -442,7 +442,7 @@ def test_sweep(capsys):
     (broken/'config.yaml').write_text('a: [')
     with pytest.raises(SystemExit) as e: cifar_reproduce(argv=argv)
     out,err = capsys.readouterr()
-    assert e.value.code==1 and out.count('accuracy')==3 and err.count('\n')==1 and 'cutout seed 0: ' in err and 'config.yaml is not YAML' in err
+    assert e.value.code==1 and out.count('accuracy')==3 and err.count('\n')==1 and 'cutout seed 0: ' in err and 'config.yaml has a value that is not plain' in err
     runs = sorted(Path('exps').glob('*/0/log.csv'))
     before = [o.stat().st_mtime_ns for o in runs]
     (broken/'config.yaml').unlink()
