@@ -71,7 +71,7 @@ class EMA(Averager):
     def __init__(self,
         decay:float=0.999, # how much of the average a step keeps, 0 to 1
         warmup:bool=True, # less at the start, (1+n)/(10+n) after n steps?
-    ): self.decay,self.warmup = check_range('decay', decay, 0, 1),warmup
+    ): self.decay,self.warmup = check_range('decay', decay, 0, 1),check_bool('warmup', warmup)
 
     def after_step(self):
         if not self.stepped: return

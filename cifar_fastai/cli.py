@@ -9,9 +9,11 @@ __all__ = ['command', 'cifar_train', 'cifar_lr_find', 'cifar_reproduce', 'cifar_
            'cifar_zoo', 'cifar_bench']
 
 # %% ../nbs/90_cli.ipynb #5e590d29
-import argparse, dataclasses, os, signal, subprocess, sys, warnings
+import argparse, dataclasses, os, re, signal, subprocess, sys, time, warnings
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial, wraps
+from pathlib import Path
 from typing import Annotated
 from fastcore.script import anno_parser
 from .core import *
@@ -32,7 +34,7 @@ def _parser(func, prog, also, fields):
             if old in a.option_strings:
                 a.option_strings.append(new)
                 p._option_string_actions[new] = a
-    p.error = lambda msg: p.exit(2, f'{p.prog}: {msg}\n')
+    p.error = lambda msg: p.exit(2, f"{p.prog}: {msg if len(msg)<300 else f'{msg[:200]}...'}\n")
     return p
 
 # %% ../nbs/90_cli.ipynb #1727d5fa
@@ -51,10 +53,22 @@ def _in_file(p, path):
     for k,v in read_config(path).items():
         a = actions.get(k.replace('-', '_'))
         if a is None: raise unknown(f'setting in {path}', k, actions)
+        if a.dest in res: raise UserError(f'{path} has {k} twice: keep one of them.')
         if v is None: continue
         try: res[a.dest] = p._get_value(a, str(v))
-        except argparse.ArgumentError as e: raise UserError(f'{path}: {k} is {v!r}: {e.message}.') from None
+        except argparse.ArgumentError as e: raise UserError(f'{path}: {k} is {short(v)}: {e.message[:200]}.') from None
+        except ValueError: raise UserError(f'{path}: {k} is {short(v)}: it is too large.') from None # Python does not print it
     return res
+
+# %% ../nbs/90_cli.ipynb #2dd7f113
+def _check_value(k, v, default):
+    "Raise `UserError` for a value that no command could use"
+    check_setting(k, v, None if default is argparse.SUPPRESS else default)
+    if v is None: return
+    if k=='tricks': trick_calls(v)
+    if k=='milestones': epoch_list(v)
+    if k=='root' and not Path(v).exists(): raise UserError(f'root is {short(v)}, which does not exist: it must be a folder or an archive.')
+    if k=='gpu' and not re.fullmatch('cpu|[0-9]{1,4}', v): raise UserError(f'gpu is {short(v)}: it must be the number of a GPU, or cpu.')
 
 # %% ../nbs/90_cli.ipynb #a271a17c
 def _settings(p, argv, base):
@@ -63,12 +77,36 @@ def _settings(p, argv, base):
     for a in p._actions: a.default = argparse.SUPPRESS
     given = _given(p, argv)
     show,path = given.pop('print_config', False),given.pop('config', None)
-    layers = [('command line', given)] + ([(path, _in_file(p, path))] if path else [])
+    layers = [('command line', given)] + ([(path, _in_file(p, path))] if path is not None else [])
+    for _,d in layers:
+        for k,v in d.items(): _check_value(k, v, defaults[k])
     if base: layers.append(base({k:v for _,d in layers[::-1] for k,v in d.items()}))
     res = {}
     for source,d in [*layers, ('default', defaults)]:
         for k,v in d.items(): res.setdefault(k, (v, source))
     return {k:res[k] for k in defaults},show
+
+# %% ../nbs/90_cli.ipynb #637a4b02
+def _output_error():
+    "The error of a line written to standard output, which is then discarded; None if it has none"
+    try: print(flush=True)
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return e
+
+@contextmanager
+def _exits(prog):
+    "Turn errors of the user, of the output, and interrupts into exit codes"
+    def fail(msg, code): sys.exit(sys.stderr.write(f'{prog}: {msg}\n') and code)
+    try:
+        try: yield
+        finally: print(end='', flush=True)
+    except UserError as e: fail(e, getattr(e, 'code', 2))
+    except KeyboardInterrupt: fail('interrupted', 130)
+    except OSError:
+        if (e := _output_error()) is None: raise
+        if isinstance(e, BrokenPipeError): sys.exit(141)
+        fail(f'the output could not be written ({e.strerror}).', 2)
 
 # %% ../nbs/90_cli.ipynb #9e9b64ac
 def command(
@@ -84,14 +122,13 @@ def command(
     def _f(*args, argv=None, **kwargs):
         if args or kwargs: return func(*args, **kwargs)
         warnings.filterwarnings('ignore', message='.*torch.jit.*')
-        try:
+        with _exits(prog):
             settings,show = _settings(_parser(func, prog, also or {}, fields), argv, base)
             if show: return print(_shown(settings, fields))
-            if argv is None and not sys.stdout.isatty():
+            if argv is None and not (sys.stdout and sys.stdout.isatty()):
                 from fastprogress import fastprogress
                 fastprogress.NO_BAR = True
             return func(**{k:v for k,(v,_) in settings.items()})
-        except UserError as e: sys.exit(sys.stderr.write(f'{prog}: {e}\n') and getattr(e, 'code', 2))
     return _f
 
 def _shown(settings, fields):
@@ -105,8 +142,11 @@ def _shown(settings, fields):
 # %% ../nbs/90_cli.ipynb #a96ad9f9
 def _row(given):
     "The recipe of `--row`"
-    from cifar_fastai.experiments import experiment
-    return ('', {}) if not given.get('row') else (f"row {given['row']}", {k:v for k,v in asdict(experiment(given['row']).recipe).items() if k!='seed'})
+    from cifar_fastai.experiments import changed_recipe, experiment
+    if given.get('row') is None: return '',{}
+    names = {f.name for f in dataclasses.fields(Recipe)} - {'seed'}
+    r = changed_recipe(experiment(given['row']), **{k:v for k,v in given.items() if k in names})
+    return f"row {given['row']}",{k:v for k,v in asdict(r).items() if k!='seed'}
 
 @command(also={'--learning-rate':'--lr'}, fields=Recipe, base=_row)
 def cifar_train(
@@ -170,11 +210,12 @@ def cifar_reproduce(
     dry_run:Switch=False, # only show what is to run, and about how long it will take?
 ):
     "Run what is missing of published rows; started again, it goes on"
-    from cifar_fastai.experiments import choose, plan, reproduce
+    from cifar_fastai.experiments import check_jobs, choose, plan, reproduce
     changes = dict(epochs=epochs, fraction=fraction, model=model, bs=bs, lr=lr, dataset=dataset)
     jobs = plan(choose(table, rows, all), seeds, exps, **changes)
+    check_jobs(jobs, root, gpu, data=not dry_run)
     if dry_run: return print(_dry(jobs, root, gpu))
-    if n := _processes(workers, gpu): return _spread(n, sys.argv[1:])
+    if n := _processes(workers, gpu): return _spread(n, _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, **changes), gpu)
     failed = reproduce(jobs, exps, root, gpu)
     for name,why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
     if failed: sys.exit(1)
@@ -186,16 +227,43 @@ def _processes(workers, gpu):
     n = workers if workers is not None else torch.cuda.device_count() if gpu is None else 1
     return n if n>1 else 0
 
-def _spread(n, args):
-    "Start the command `n` times, one on each GPU, and wait for all"
+def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.items() if v is not None]
+
+class _Workers:
+    "Processes that run a command, each started again up to `restarts` times if a signal kills it"
+    def __init__(self, commands, env, restarts=2): self.commands,self.env,self.left,self.told,self.ps = commands,env,[restarts]*len(commands),False,[]
+
+    def signalled(self, number, frame):
+        self.told = True
+        if number==signal.SIGTERM: # a terminal sends Ctrl-C to all of them
+            for p in self.ps: p.terminate()
+
+    def start(self, i): return subprocess.Popen(self.commands[i], env=self.env)
+
+    def code(self, i):
+        "Exit code of process `i`; None while it, or another one in its place, runs"
+        code = self.ps[i].poll()
+        if code is None or code>=0: return code
+        if self.told or not self.left[i]: return 128-code
+        print(f'a process was killed by {signal.Signals(-code).name}, and is started again', file=sys.stderr)
+        self.left[i] -= 1
+        self.ps[i] = self.start(i)
+
+    def run(self)->int: # exit code
+        for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, self.signalled)
+        for i in range(len(self.commands)): self.ps.append(self.start(i))
+        while None in (codes := [self.code(i) for i in range(len(self.ps))]): time.sleep(0.1)
+        if max(codes)>128: print(f'a process was ended by {signal.Signals(max(codes)-128).name}', file=sys.stderr)
+        return max(codes)
+
+# %% ../nbs/90_cli.ipynb #ca33cce9
+def _spread(n, flags, gpu=None, code='from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'):
+    "Run the command `n` times with `flags`, one process per GPU, and wait for all"
     import torch
-    gpus,code = torch.cuda.device_count(),'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'
+    gpus = torch.cuda.device_count() if gpu is None else 0
     env = os.environ | ({} if gpus else dict(OMP_NUM_THREADS=str(max(1, os.cpu_count()//n))))
-    def start(i): return subprocess.Popen([sys.executable, '-c', code, *args, '--workers', '1', *(['--gpu', str(i%gpus)] if gpus else [])], env=env)
-    ps = [start(i) for i in range(n)]
-    signal.signal(signal.SIGTERM, lambda *_: [p.terminate() for p in ps])
-    signal.signal(signal.SIGINT, lambda *_: None) # a terminal sends Ctrl-C to all of them
-    sys.exit(max(abs(p.wait()) for p in ps))
+    commands = [[sys.executable, '-c', code, *flags, *_flags(workers=1, gpu=i%gpus if gpus else gpu)] for i in range(n)]
+    sys.exit(_Workers(commands, env).run())
 
 # %% ../nbs/90_cli.ipynb #090ce0ae
 def _duration(s): return f'{s/3600:.1f} h' if s>=3600 else f'{s/60:.0f} min' if s>=60 else f'{s:.0f} s'

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/experiments.html.md"""
 
 # %% auto #0
 __all__ = ['Experiment', 'variants', 'experiments', 'experiment', 'run_name', 'changed_recipe', 'run_experiment', 'choose', 'Job',
-           'plan', 'image_seconds', 'estimate', 'reproduce']
+           'plan', 'image_seconds', 'estimate', 'check_jobs', 'reproduce']
 
 # %% ../nbs/70_experiments.ipynb #d2f7dea7
 import gc, re
@@ -21,8 +21,8 @@ from .recipe import *
 # %% ../nbs/70_experiments.ipynb #80bb0fe5
 _trick_fields = dict(cutout=dict(cutout=True), mixup=dict(mixup=True), autoaugment=dict(autoaugmentation=True), random_erase=dict(random_erase=True),
     ricap=dict(ricap=True), sam=dict(sam=True, sam_rho=0.5), asam=dict(asam=True, asam_eta=0.), label_smooth=dict(crit='lsr'))
-_data_fields = {'full':{}, 'half':dict(half=True), 'fraction 0.3':dict(fast=True)}
-_table_fields = {'3.8':dict(wd_bn_bias=False, init='kaiming_normal', warmup=20.)}
+_data_fields = {'full':{}, 'half':dict(first_half=True), 'fraction 0.3':dict(fast=True)}
+_table_fields = {'3.8':dict(wd_bn_bias=False, init='kaiming_normal', warmup=20., period=300.)}
 
 def _recipe(r):
     "The recipe of a line of `published.csv`"
@@ -54,9 +54,9 @@ class Experiment:
     def changes(self,
         config:dict, # of a run
     )->dict: # field -> (value here, value there)
-        "What a run changes, its seed aside"
+        "The settings that a run changes, except its seed and number of threads"
         mine = asdict(self.recipe)
-        return {k:(v, config[k]) for k,v in mine.items() if k!='seed' and k in config and config[k]!=v}
+        return {k:(v, config[k]) for k,v in mine.items() if k not in ('seed', 'threads') and k in config and config[k]!=v}
 
 # %% ../nbs/70_experiments.ipynb #e572f5c2
 def variants(e:Experiment)->list: # of `Experiment`
@@ -118,8 +118,17 @@ def run_name(
     r:Recipe, # what is run of it
 )->str:
     "The name of a run of `e`: the row's, with what is changed"
-    return '_'.join([e.id.replace('/', '-'), *(_said(k, v) for k,(_,v) in e.changes(asdict(r)).items())])
+    return file_name('_'.join([e.id.replace('/', '-'), *(_said(k, v) for k,(_,v) in e.changes(asdict(r)).items())]))
 
+# %% ../nbs/70_experiments.ipynb #11146eef
+def _released(r, changes):
+    "Settings of a row that `changes` override as a group: the choice of images, and the shape of the schedule, which scales with the epochs"
+    res = dict(half=False, fast=False, first_half=False, fraction=1.) if {'fraction', 'half', 'fast', 'first_half'} & {*changes} else {}
+    if changes.get('sched', r.sched)!=r.sched: return res | {k:getattr(Recipe, k) for k in shape_fields}
+    scaled = {k:getattr(r, k) for k in ('warmup', 'period') if getattr(r, k) is not None}
+    return res | {k:v*changes.get('epochs', r.epochs)/r.epochs for k,v in scaled.items()}
+
+# %% ../nbs/70_experiments.ipynb #11146ef1
 def changed_recipe(
     e:Experiment, # the row
     seed:int=666, # of all random numbers
@@ -130,8 +139,8 @@ def changed_recipe(
     for k in changes:
         if k not in names: raise unknown('setting', k, names)
     changes = {k:v for k,v in changes.items() if v is not None}
-    if 'fraction' in changes: changes = dict(half=False, fast=False) | changes
-    return replace(e.recipe, seed=seed, **changes)
+    for k,v in changes.items(): check_setting(k, v, getattr(Recipe, k))
+    return replace(e.recipe, seed=seed, **_released(e.recipe, changes) | changes)
 
 # %% ../nbs/70_experiments.ipynb #ba49e6c3
 def run_experiment(
@@ -187,7 +196,8 @@ def plan(
 )->list: # of `Job`, every row's first seed first
     "What is to run, and what there is of it"
     res = []
-    for seed in range(check_range('seeds', seeds, 1)):
+    check_setting('seeds', seeds, 1)
+    for seed in range(seeds):
         for e in rows:
             r = changed_recipe(e, seed, **changes)
             folder = Path(exps)/run_name(e, r)/str(seed)
@@ -233,6 +243,21 @@ def _images(dataset, root):
     from cifar_fastai.data import cifar_dls
     return len(cifar_dls(dataset, root=root).train_ds)
 
+# %% ../nbs/70_experiments.ipynb #f3d6c38b
+def check_jobs(
+    jobs:list, # of `Job`
+    root=None, # where a named data set is
+    gpu:str=None, # number of a GPU, or cpu
+    data:bool=True, # read the images too?
+):
+    "Raise `UserError` for what no job can run with: an unknown name, an invalid value, no such device, no images"
+    from cifar_fastai.run import check_recipe, run_device
+    run_device(gpu)
+    todo = {j.row.id:j.recipe for j in jobs if j.state!='done'}.values()
+    for r in todo: check_recipe(r)
+    if data:
+        for o in {r.dataset for r in todo}: _images(o, root)
+
 # %% ../nbs/70_experiments.ipynb #f7a2514a
 def reproduce(
     jobs:list, # of `Job`
@@ -249,7 +274,7 @@ def reproduce(
         name = f'{j.row.id} seed {j.recipe.seed}'
         try: folder = train(j.recipe, j.folder.parent.name, root, exps, resume=True, row=j.row.id, gpu=gpu, bar=bar)
         except Busy: say(f'{name}: another process is at it')
-        except Stopped: raise
+        except (Stopped, BrokenPipeError): raise
         except Exception as e:
             failed[name] = f'{type(e).__name__}: {e}' if not isinstance(e, UserError) else str(e)
             say(f'{name} failed: {failed[name]}')

@@ -12,6 +12,7 @@ import time
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
 from .core import *
+from .rng import *
 from .loop import *
 from .trick import *
 from .data import *
@@ -126,12 +127,14 @@ def _(old):
     return after_batch
 
 # %% ../nbs/60_learner.ipynb #0b9f979d
+def _on_device(m): return DeviceMetric(m.func) if type(m) is AvgMetric else m
+
 def wait_free(learn:Learner)->Learner: # `learn`
     "Have `learn` keep its figures on the device until an epoch is over"
     if learn._grab_cbs(Recorder):
         learn.remove_cb(Recorder)
         learn.add_cb(DeviceRecorder())
-    learn.metrics = [DeviceMetric(m.func) if type(m) is AvgMetric else m for m in learn.metrics]
+    learn.metrics = [_on_device(m) for m in learn.metrics]
     return learn
 
 # %% ../nbs/60_learner.ipynb #f1c471af
@@ -180,15 +183,38 @@ def _(old):
     def add_cb(self, cb): return old(self, _callback(cb) if self._grab_cbs(CheckTargets) else cb)
     return add_cb
 
+# %% ../nbs/60_learner.ipynb #7b3ffa52
+def _check_last_batch(learn):
+    "Refuse a network that cannot train on the last batch, where that has one image"
+    dl,norms = learn.dls.train,[m for m in learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms or not isinstance(dl, TensorDL) or dl.drop_last or dl.bs<2 or len(dl.dataset)%dl.bs!=1: return
+    modes,stats = {m:m.training for m in learn.model.modules()},[b.clone() for b in learn.model.buffers()]
+    device = first(learn.model.parameters()).device
+    try:
+        with same_random(learn), torch.no_grad():
+            x = dl.after_batch(next(iter(dl.create_batches([0]))))[0]
+            learn.model.train()(x.to(device))
+    except ValueError as e:
+        if 'more than 1 value per channel' not in str(e): raise
+        raise UserError(f'The last batch of an epoch has one image of {len(dl.dataset)}, and this network cannot normalise over one '
+            'value per channel: use cifar_dls(..., drop_last=True), or another bs.') from None
+    finally:
+        for b,v in zip(learn.model.buffers(), stats): b.copy_(v)
+        for m,on in modes.items(): m.training = on
+
 # %% ../nbs/60_learner.ipynb #d15fa2c9
 def _inner_loss(f):
     "The loss under fastai's mixers and under its flattening"
     if isinstance(getattr(f, '__self__', None), MixHandler): f = f.__self__.old_lf
     return f.func if isinstance(f, BaseLoss) else f
 
-class CheckTargets(Callback):
+class CheckTargets(ManagedCallback):
     "Refuse a network, a loss or metrics that do not go with the targets, before a step is made"
-    def before_fit(self):
+    train_only = False
+
+    def check(self):
+        _check_last_batch(self.learn)
+        self.learn.metrics = [_on_device(m) for m in self.learn.metrics] # those that were set after the Learner was made
         names = [type(o).__name__ for o in self.learn._grab_cbs(MixHandler)]
         if len(names)>1: raise UserError(f"fastai's {' and '.join(names)} together have no single meaning: use OneOf or Chain of ours.")
 
@@ -237,7 +263,6 @@ def cifar_learner(
         cbs=cbs, **kwargs)
     if not wd_bn_bias: _check_undecayed(learn)
     learn.add_cbs([CheckTargets(), *([] if learn._grab_cbs(StopOnNonFinite) else [StopOnNonFinite()])])
-    learn.check_targets.before_fit()
     check_callbacks(learn)
     return wait_free(learn)
 

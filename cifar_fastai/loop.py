@@ -111,7 +111,7 @@ def _silent(loop, cb):
     "Does `cb` get no events of what the Learner does now?"
     cls = type(cb)
     if loop.run is None or loop.inference: return getattr(cls, 'train_only', False) or isinstance(cb, (*_saving, *_training))
-    return loop.run.trial and (getattr(cls, 'skip_trial', False) or isinstance(cb, (*_saving, *loop.muted)))
+    return loop.run.trial and (getattr(cls, 'skip_trial', False) or isinstance(cb, (*_saving, ShortEpochCallback, *loop.muted)))
 
 # %% ../nbs/03_loop.ipynb #da960cdc
 def _call_callbacks(learn, loop, event_name):
@@ -278,16 +278,18 @@ def _restored(o, names=None):
 # %% ../nbs/03_loop.ipynb #c236e61b
 @contextmanager
 def _plain(learn):
-    "The plain model, without autocast and the training contexts that are open"
-    modes = {m:m.training for m in learn.model.modules()}
+    "The plain model: without autocast, the open training contexts, and metrics that are `train_only`"
+    modes,metrics = {m:m.training for m in learn.model.modules()},learn.metrics
     amp = {d:torch.is_autocast_enabled(d) for d in ('cpu', 'cuda')}
     left = [c for c in getattr(training_run(learn), 'contexts', []) if c.open and not c.cb.keep_open]
     for c in reversed(left): c.__exit__(None, None, None)
+    learn.metrics = [m for m in metrics if not getattr(m, 'train_only', False)]
     for d in amp: torch.set_autocast_enabled(d, False)
     for cb in learn.cbs:
         if isinstance(cb, MixedPrecision): cb.autocast = copy(cb.autocast) # an autocast object remembers one entry
     try: yield
     finally:
+        learn.metrics = metrics
         for d,on in amp.items(): torch.set_autocast_enabled(d, on)
         for c in left: c.__enter__()
         for m,on in modes.items(): m.training = on
@@ -306,7 +308,7 @@ def _stateful_parts(learn, nested):
 
 # %% ../nbs/03_loop.ipynb #b0818993
 @contextmanager
-def _entered(loop, learn, nested):
+def _entered(loop, learn):
     "Count a call of `inference`, which gets no events of the callbacks that are being called"
     old = loop.inference,loop.depth,loop.excluded,learn.lock
     loop.inference,loop.depth,loop.excluded = loop.inference+1,len(loop.calling),{id(cb) for cb in loop.calling}
@@ -326,9 +328,8 @@ def inference(learn:Learner):
         if not loop.inference or len(loop.calling)>loop.depth: # otherwise a part of what is under way, as `get_preds` in `predict`
             attrs = [*_loop_attrs, *(['final_record'] if nested else [])]
             parts = [_restored(o) for o in _stateful_parts(learn, nested)]
-            for c in [same_random(learn), _restored(learn, attrs), *parts]: stack.enter_context(c)
-            if nested: stack.enter_context(_plain(learn))
-            stack.enter_context(_entered(loop, learn, nested))
+            plain = [_plain(learn)] if nested else []
+            for c in [same_random(learn), *parts, *plain, _restored(learn, attrs), _entered(loop, learn)]: stack.enter_context(c)
         yield loop.run is not None
 
 # %% ../nbs/03_loop.ipynb #436f3d39

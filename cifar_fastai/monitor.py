@@ -15,10 +15,13 @@ from .core import *
 from .loop import *
 
 # %% ../nbs/55_monitor.ipynb #75558994
+class _Column(ValueMetric):
+    train_only = True
+
 class Monitor(ManagedCallback):
     "A callback with a column in the Recorder: a subclass has its name as `column`, and a `figure()`"
     order,run_valid = 49,False
-    def before_fit(self): self.learn.metrics = self._others() + ValueMetric(self.figure, self.column)
+    def before_fit(self): self.learn.metrics = self._others() + _Column(self.figure, self.column)
     def after_fit(self): self.learn.metrics = self._others()
     def _others(self):
         "The metrics of the Learner without that of this monitor"

@@ -157,7 +157,7 @@ def _size_changes(run):
     official = dict(train_images=round(50_000*r.part), test_images=round(10_000*(r.part if _rule(r)=='first' else 1)))
     return {k:(v, data[k]) for k,v in official.items() if abs(data[k]-v)>10} # a stratified part may be rounded in each class
 
-def _rule(r): return 'first' if getattr(r, 'first_half', False) else 'stratified'
+def _rule(r): return 'first' if r.first_half else 'stratified'
 
 # %% ../nbs/71_results.ipynb #3f0c4abd
 def _rule_changes(run):

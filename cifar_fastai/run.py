@@ -11,7 +11,7 @@ __all__ = ['read_log', 'best_row', 'read_settings', 'read_environment', 'run_pro
            'Stopped', 'top5', 'run_monitors', 'train', 'report']
 
 # %% ../nbs/62_run.ipynb #22cc0eea
-import csv, hashlib, json, math, os, platform, psutil, stat, subprocess
+import csv, hashlib, inspect, json, math, os, platform, psutil, stat, subprocess
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from .tree import *
 from .data import *
 from .augment import *
 from .backbones import *
+from .init import *
 from .losses import *
 from .optimizers import *
 from .schedules import *
@@ -217,31 +218,43 @@ def environment(
         started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), data=data)
 
 # %% ../nbs/62_run.ipynb #91029670
-def _called(s):
-    "Tricks out of `--tricks`"
-    def make(name, args, kwargs):
-        try: return tricks[name](*args, **kwargs)
-        except TypeError as e: raise UserError(f'{name} cannot be made of these arguments: {e}.') from None
-    return [make(*o) for o in trick_calls(s)]
+_mixer_groups = dict(OneOf=OneOf, Chain=Chain)
+
+def _called(call):
+    "The trick of a `TrickCall`"
+    if call.name not in [*tricks, *_mixer_groups]: raise unknown('trick', call.name, [*tricks, *_mixer_groups])
+    def made(v): return _called(v) if isinstance(v, TrickCall) else v
+    args,kwargs = [made(o) for o in call.args],{k:made(v) for k,v in call.kwargs.items()}
+    try: return (_mixer_groups.get(call.name) or tricks[call.name])(*args, **kwargs)
+    except TypeError as e: raise UserError(f'{call.name} cannot be created with these arguments: {e}.') from None
 
 def recipe_tricks(r:Recipe)->list:
     "The callbacks that a recipe asks for"
-    def erasing(): return RandomErasing(r.random_erase_prob, (r.random_erase_sl, r.random_erase_sh), (r.random_erase_r, 1/r.random_erase_r))
+    area,aspect = (r.random_erase_sl, r.random_erase_sh),(r.random_erase_r, 1/r.random_erase_r)
+    erasing = partial(RandomErasing, r.random_erase_prob, area, aspect, log_aspect=r.random_erase_log_aspect)
     made = [(r.autoaugmentation, AutoAugment), (r.cutout, partial(Cutout, r.cutout_length)), (r.random_erase, erasing),
         (r.mixup, partial(MixUp, r.mixup_alpha)), (r.cutmix, partial(CutMix, r.beta, r.cutmix_prob)), (r.ricap, partial(RICAP, r.ricap_beta)),
         (r.use_sam, partial(SAM, r.sam_rho)), (r.use_asam, partial(ASAM, r.asam_rho, r.asam_eta)),
         (r.crit=='lsr', partial(LabelSmoothing, r.smooth_factor)), (r.gradient_clip, partial(GradientClip, r.gradient_clip))]
-    return [f() for on,f in made if on] + _called(r.tricks)
+    return [f() for on,f in made if on] + [_called(o) for o in trick_calls(r.tricks)]
 
 # %% ../nbs/62_run.ipynb #28447b79
+def _check_shape(r):
+    "Refuse settings that the schedule does not use, or cannot"
+    taken = inspect.signature(policies[r.policy]).parameters if r.policy in policies else {}
+    if wrong := [k for k in r.shape if k not in taken]:
+        raise UserError(f'{wrong[0]} is {getattr(r, wrong[0])}: the {r.sched} schedule does not use it, so leave it out or choose another --sched.')
+    if r.policy in policies: policies[r.policy](r.lr, 0, r.epochs, **r.shape)
+
 def check_recipe(r:Recipe):
-    "Refuse a recipe that names what is not there, or has a number that cannot be"
+    "Raise `UserError` for a recipe with an unknown name or an invalid value"
+    r.check()
     find_model(r.model)
     if r.policy not in [*policies, 'onecycle']: raise unknown('fit policy', r.sched, ['warmup', 'custom', 'onecycle', *policies])
     if r.crit not in ('ce', 'lsr'): raise unknown('criterion', r.crit, ['ce', 'lsr'])
-    for k,lo in dict(epochs=1, lr=0, weight_decay=0, momentum=0, gradient_clip=0).items(): check_range(k, getattr(r, k), lo)
-    check_range('fraction', r.part, 0, 1)
-    epoch_list(r.milestones)
+    for kind,k,names in (('optimizer', r.optimizer, optimizers), ('init', r.init, inits)):
+        if k is not None and k not in names: raise unknown(kind, k, names)
+    _check_shape(r)
     recipe_tricks(r)
 
 # %% ../nbs/62_run.ipynb #355b8f77
@@ -255,7 +268,7 @@ def recipe_learner(
     check_recipe(r)
     opt_func = create_opt_func(r.optimizer, **(dict(momentum=r.momentum) if r.optimizer in ('sgd', 'nesterov') else {}))
     set_seed(r.seed)
-    cbs,dls = recipe_tricks(r),cifar_dls(r.dataset, root=root, bs=r.bs, fraction=r.part, device=device)
+    cbs,dls = recipe_tricks(r),cifar_dls(r.dataset, root=root, device=device, **r.data)
     return cifar_learner(r.model, dls, cbs=cbs, opt_func=opt_func, lr=r.lr, wd=r.weight_decay, wd_bn_bias=r.wd_bn_bias, init=r.init, **kwargs)
 
 # %% ../nbs/62_run.ipynb #074c8228
@@ -264,12 +277,10 @@ def recipe_fit(
     r:Recipe, # the same recipe
     cbs=None, # callbacks for this fit
 ):
-    "Fit by the policy of a recipe"
+    "Fit with the policy of a recipe"
     if r.amp: learn.to_fp16()
-    if r.policy=='onecycle': return learn.fit_one_cycle(r.epochs, r.lr, cbs=cbs)
-    shape = dict(milestones=epoch_list(r.milestones) or None, gamma=r.gamma) if 'multistep' in r.policy else {}
-    if 'warm' in r.policy: shape['warmup'] = r.warmup
-    learn.fit_policy(r.policy, r.epochs, r.lr, shape=shape, cbs=cbs)
+    if r.policy=='onecycle': learn.fit_one_cycle(r.epochs, r.lr, cbs=cbs)
+    else: learn.fit_policy(r.policy, r.epochs, r.lr, shape=r.shape, cbs=cbs)
 
 # %% ../nbs/62_run.ipynb #0e0289e8
 def memory_needed(r:Recipe)->int:
@@ -478,7 +489,7 @@ def train(
     if tensorboard: _tensorboard_writer()
     check_recipe(recipe)
     check_runs(recipe, device := run_device(gpu))
-    with locked(folder), deterministic(same_bits), cpu_threads(getattr(recipe, 'threads', None)):
+    with locked(folder), deterministic(same_bits), cpu_threads(recipe.threads):
         if _finished(folder, cfg, resume): return folder
         learn = recipe_learner(recipe, root, device, path=folder, metrics=[accuracy, top5])
         files = _run_files(folder, cfg, environment(learn.dls, same_bits))

@@ -73,7 +73,7 @@ class SAM(SecondPass):
         same_rng:bool=True, # the same dropout (and shake) masks in both passes?
         sync:bool=False, # under DDP, synchronise the first gradient too?
     ):
-        rho = check_range('rho', rho, 0, 1000)
+        rho,same_rng,sync = check_range('rho', rho, 0, 1000),check_bool('same_rng', same_rng),check_bool('sync', sync)
         store_attr()
 
     def perturbation(self, params): return sam_step(params, self.rho)

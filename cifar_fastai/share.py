@@ -201,5 +201,5 @@ def push_run(
         try:
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message='Upload with cifar_fastai', allow_patterns=list(_parts))
-        except (OSError, ValueError) as e: raise UserError(f"The Hub did not take {repo_id}: {str(e).splitlines()[0].rstrip('.') if str(e) else type(e).__name__}.") from e
+        except Exception as e: raise UserError(f"The Hub did not take {repo_id}: {str(e).splitlines()[0].rstrip('.') if str(e) else type(e).__name__}.") from e
     return str(url)

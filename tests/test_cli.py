@@ -1,17 +1,21 @@
 'The commands: what is refused and how, where settings come from, and that the published commands work.'
-import json,shlex
+import inspect,json,os,shlex,signal,subprocess,sys,time
 from dataclasses import asdict,replace
 from pathlib import Path
 import pytest
+from cifar_fastai import cli
 from cifar_fastai.cli import cifar_bench,cifar_compare,cifar_export,cifar_lr_find,cifar_report,cifar_reproduce,cifar_train,cifar_zoo
+from cifar_fastai.core import UserError
 from cifar_fastai.experiments import experiment,experiments
-from cifar_fastai.recipe import Recipe
+from cifar_fastai.recipe import Recipe,limits,read_config,trick_calls
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     'Runs lie in a folder of their own'
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('CIFAR_FASTAI_DATA', raising=False)
+
+commands = cifar_train,cifar_lr_find,cifar_reproduce,cifar_report,cifar_compare,cifar_export,cifar_zoo,cifar_bench
 
 def refused(capsys, cmd, argv):
     'The one line with which `argv` is refused; nothing is left behind'
@@ -27,23 +31,23 @@ def refused(capsys, cmd, argv):
     (['--optims', 'adamm'], "no optimizer 'adamm': did you mean 'adam'"),
     (['--crit', 'cee'], "no criterion 'cee': did you mean 'ce'"),
     (['--mixup-alpah', '1'], "no flag '--mixup-alpah': did you mean '--mixup-alpha'"),
-    (['--mixup', '--mixup-alpha', '-1'], 'alpha is -1.0: it must be a number in [0, inf)'),
-    (['--sam', '--sam-rho', '-1'], 'rho is -1.0: it must be a number in [0, inf)'),
+    (['--mixup', '--mixup-alpha', '-1'], 'mixup_alpha is -1.0: it must be a number in [0, 1000].'),
+    (['--sam', '--sam-rho', '-1'], 'sam_rho is -1.0: it must be a number in [0, 100].'),
     (['--sam', '--asam', '--dataset', 'digits', '--model', 'resnet20'], 'use one of them'),
     (['--bs', '0', '--dataset', 'digits', '--model', 'resnet20'], 'bs is 0'),
     (['--bs', 'many'], "invalid int value: 'many'"),
     (['--sam', 'maybe'], "'maybe' must be True or False"),
-    (['--epochs', '0'], 'epochs is 0: it must be a number in [1, inf)'),
+    (['--epochs', '0'], 'epochs is 0: it must be an integer in [1, 100000].'),
     (['--milestones', '60;120'], 'write the epochs with commas between them'),
     (['--row', '3.9/ss64_cx'], "no experiment '3.9/ss64_cx': did you mean '3.9/ss64_c"),
     (['--config', 'no.yaml'], 'no.yaml cannot be read'),
     (['--tricks', 'EMMA(0.9)', '--model', 'resnet20'], "no trick 'EMMA': did you mean 'EMA'"),
-    (['--tricks', 'EMA(0.9', '--model', 'resnet20'], 'write them as "EMA(0.99) ShakeDrop()"'),
-    (['--tricks', 'EMA(decy=1)', '--model', 'resnet20'], 'EMA cannot be made of these arguments'),
-    (['--fast', '--half', '--dataset', 'digits'], 'half and fast each say which part'),
+    (['--tricks', 'EMA(0.9', '--model', 'resnet20'], 'write tricks as calls, such as "EMA(0.99) ShakeDrop()"'),
+    (['--tricks', 'EMA(decy=1)', '--model', 'resnet20'], 'EMA cannot be created with these arguments'),
+    (['--fast', '--half', '--dataset', 'digits'], 'half and fast each select the training images'),
     (['--fraction', '2', '--dataset', 'digits'], 'fraction is 2.0'),
     (['--gpu', '7', '--dataset', 'digits'], "There is no GPU '7' here"),
-    (['--model', 'pyramidnet272', '--bs', '1000000', '--dataset', 'digits'], 'GiB or more')])
+    (['--model', 'pyramidnet272', '--bs', '1000000', '--dataset', 'digits'], 'GiB or more'), (['--gamma', '0.1', '--sched', 'cosine', '--dataset', 'digits'], 'gamma is 0.1: the cosine schedule does not use it')])
 def test_refused(capsys, argv, says):
     'One sentence with what was wrong and what would be right, exit code 2, no traceback'
     assert says in refused(capsys, cifar_train, argv)
@@ -64,13 +68,277 @@ def test_bench(capsys):
 
 @pytest.mark.parametrize('argv,says', [
     (['--table', '3.99'], "no table '3.99': did you mean '3.9'"), ([], 'Nothing was asked for'), (['--rows', '3.9/x*'], "no experiment '3.9/x*'"),
-    (['--table', '3.9', '--seeds', '0'], 'seeds is 0'), (['--tabel', '3.9'], "no flag '--tabel': did you mean '--table'")])
+    (['--table', '3.9', '--seeds', '0'], 'seeds is 0: it must be an integer in [1, 1000].'), (['--tabel', '3.9'], "no flag '--tabel': did you mean '--table'")])
 def test_reproduce_refused(capsys, argv, says):
     'The same for a sweep'
     assert says in refused(capsys, cifar_reproduce, argv)
 
+huge = [('epochs', '1'+'0'*30, 1), ('bs', '1'+'0'*30, 1), ('seed', str(2**64), 0), ('seed', '-1', 0), ('threads', '0', 1), ('cutout_length', '1'+'0'*30, 0)]
+reals = [k for k,v in asdict(Recipe()).items() if k in limits and (k, type(v))!=('seed', int) and not isinstance(v, int) and k!='threads']
+outside = [(k, v) for k in reals for v in ('inf', '-inf', 'nan', '1e308', '-1')] + [(k, v) for k,v,_ in huge] + [('fraction', '1e-300'), ('fraction', '0'), ('random_erase_r', '0')]
+
+@pytest.mark.parametrize('name,v', outside)
+def test_numbers_have_limits(capsys, name, v):
+    'Every numeric flag of a run is finite and within limits, which the message shows with the name of the flag'
+    err = refused(capsys, cifar_train, [f'--{name}={v}', '--model', 'toynet_s1_k3', '--dataset', 'digits'])
+    assert err.startswith(f'cifar-train: {name} is ') and ': it must be a' in err and ' in [' in err
+
+def test_all_numbers_have_limits():
+    'No numeric field of a recipe, and no numeric parameter of a command, is without'
+    from typing import get_type_hints
+    fields = {k for k,t in get_type_hints(Recipe).items() if t in (int, float)}
+    flags = {k for c in commands for k,t in get_type_hints(c).items() if t in (int, float)} - {'nw'} # has no meaning
+    assert fields|flags==set(limits)
+
+@pytest.mark.parametrize('cmd,argv,says', [(cifar_lr_find, '--num-it 0', 'num_it is 0'), (cifar_lr_find, '--num-it '+'9'*30, 'num_it is 9'), (cifar_bench, '--rounds 0', 'rounds is 0'),
+    (cifar_bench, '--bs -1', 'bs is -1'), (cifar_bench, '--fraction nan', 'fraction is nan'), (cifar_reproduce, '--all --seeds '+'9'*30, 'seeds is 9'), (cifar_reproduce, '--all --workers 0', 'workers is 0'),
+    (cifar_reproduce, '--all --workers '+'9'*30, 'workers is 9'), (cifar_reproduce, '--all --epochs '+'9'*30, 'epochs is 9'), (cifar_reproduce, '--all --lr inf', 'lr is inf'),
+    (cifar_train, '--epochs '+'9'*5000, 'invalid int value'), (cifar_train, '--root nowhere --dataset digits', "root is 'nowhere'"), (cifar_reproduce, '--all --root nowhere', "root is 'nowhere'"),
+    (cifar_train, '--gpu ²', "gpu is '²'"), (cifar_train, '--gpu '+'9'*4000, 'gpu is'), (cifar_train, '--gpu -1', "gpu is '-1'"), (cifar_train, '--nesterov --momentum 0 --model toynet_s1_k3 --dataset digits', 'Nesterov momentum needs'),
+    (cifar_train, '--init kaimin --dataset digits', "no init 'kaimin'"), (cifar_train, '--milestones -1', 'milestones is -1'), (cifar_train, '--milestones '+'9'*4000, 'milestones is'),
+    (cifar_train, '--sched warmup --warmup 300', 'warmup is 300'), (cifar_train, '--random-erase --random-erase-sl 0.5', 'area is (0.5, 0.4)'),
+    *[(cifar_train, f'--{k}=', f'{k} is empty') for k in ('config', 'name', 'row', 'root', 'model', 'exps', 'gpu')],
+    (cifar_reproduce, '--rows=', 'rows is empty'), (cifar_report, '--out=', 'out is empty'),
+    *[(cifar_train, f'--{k}=a\0b', f'{k} contains') for k in ('name', 'root', 'dataset', 'model', 'tricks', 'row', 'exps', 'config')], (cifar_train, '--name=a\udcffb', 'name contains'),
+    (cifar_train, '--name='+'a'*10_000, 'name has 10000 characters')])
+def test_values_refused(capsys, cmd, argv, says):
+    'What a flag cannot be, before anything is read or written'
+    err = refused(capsys, cmd, argv.split(' '))
+    assert says in err and len(err)<400
+
+@pytest.mark.parametrize('tricks', ['1', 'None', 'True()', '3+', 'EMA(0.9', 'EMA(0.9))', 'EMA()], [SWA()', 'EMA(x=)', 'EMA(*[1])', "EMA(**{'decay':1})", 'EMA(decay=0.5, decay=0.9)', 'x.EMA()', 'lambda: 1', '$', '"EMA"', 'EMA() + SWA()',
+    '-'*3000+'1', '('*1500, 'EMA('*300+')'*300, 'EMA(' + '-'*1900 + '1)', 'EMA({[]:1})', "EMA(open('x'))", 'Cutout(holes=10**30)', 'EMA(x)', 'EMA(1j)', 'MixUp(1e999)', 'MixUp(nan)', 'OneOf(MixUp(), EMA(), p=0.5)', 'OneOf(1)', 'OneOf()', 'MixUp(alhpa=1)',
+    'MixUp(1, 2, 3)', 'EMA('+'9'*1900+')', 'EMA "x"', 'EMA()'*500, '\\', '#EMA', 'MixUp([1])', 'EMA(EMA())', 'OneOf(MixUp(), CutMix(), p=[0.5])'])
+def test_tricks_refused(capsys, tricks):
+    'Whatever is written for `--tricks`, what is wrong with it is a sentence'
+    assert len(refused(capsys, cifar_train, ['--tricks='+tricks, '--model', 'toynet_s1_k3', '--dataset', 'digits']))<400
+
+def test_nested_tricks():
+    'Mixers within `OneOf` and `Chain`, by commas or spaces, with words that hold spaces'
+    from cifar_fastai.run import recipe_tricks
+    a,b = recipe_tricks(Recipe(tricks="OneOf(MixUp(0.2), Chain(CutMix(p=0.1), RICAP()), p=0.5)\n ShakeDrop(alpha=(-1, 1)),EMA"))[:2]
+    assert repr(a.mixers[0])=='MixUp(alpha=0.2)' and [type(o).__name__ for o in a.mixers[1].mixers]==['CutMix', 'RICAP'] and a.p==0.5 and a.mixers[1].mixers[0].p==0.1
+    assert b.alpha==(-1, 1) and trick_calls("KD('my  folder/x (1)')")==[('KD', ['my  folder/x (1)'], {})]
+
+def test_unknown_errors_keep_their_traceback(monkeypatch):
+    'A bug is no sentence'
+    import cifar_fastai.run as run
+    def train(*args): raise ZeroDivisionError
+    monkeypatch.setattr(run, 'train', train)
+    with pytest.raises(ZeroDivisionError): cifar_train(argv=['--dataset', 'digits'])
+
+bad_configs = dict(nul=b'model: "a\\0b"', raw_nul=b'model: a\0b', surrogate=b'model: "\\uD800"', deep=b'model: '+b'['*100_000, deep_map=b'{a: '*50_000, digits=b'epochs: '+b'9'*5000, digits2=b'lr: 0x'+b'f'*5000,
+    twice=b'bs: 1\nbs: 2', twice_spelled=b'weight-decay: 1\nweight_decay: 1', latin=b'model: \xe9', tag=b'model: !!python/object/apply:os.getpid []', own_tag=b'model: !x y', alias=b'model: &a x\nname: *a',
+    bomb=b'a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: [*b,*b,*b,*b]', merge=b'<<: {bs: 1}', list_value=b'bs: [64]', map_value=b'bs: {a: 1}', key=b'? [a]\n: 1', documents=b'bs: 1\n---\nbs: 2', empty=b'', comment=b'# x',
+    null_key=b'null: 1', number_key=b'1: 1', true=b'epochs: true', half=b'epochs: 1.5', utf16='bs: 64'.encode('utf-16'), large=b'# '+b'x'*2_000_000, inf=b'lr: .inf', nan=b'lr: .nan')
+
+@pytest.mark.parametrize('text', bad_configs.values(), ids=bad_configs)
+def test_bad_config(capsys, text):
+    'Whatever a file of settings holds, what is wrong with it is a sentence'
+    Path('run.yaml').write_bytes(text)
+    with pytest.raises(SystemExit) as e: cifar_train(argv=['--config', 'run.yaml', '--dataset', 'digits'])
+    err = capsys.readouterr().err
+    assert e.value.code==2 and err.count('\n')==1 and len(err)<400 and [o.name for o in Path().iterdir()]==['run.yaml']
+    if text.startswith(b'bs: 1'): assert 'twice' in err or 'YAML' in err
+
+@pytest.mark.parametrize('kind', ['fifo', 'folder', 'null', 'socket', 'dangling', 'nul'])
+def test_config_is_a_file(capsys, kind):
+    'What is not a regular file is refused, and not waited for'
+    import socket
+    f,s = {'null':'/dev/null', 'nul':'a\0b'}.get(kind, 'run.yaml'),socket.socket(socket.AF_UNIX)
+    if kind=='fifo': os.mkfifo(f)
+    if kind=='folder': Path(f).mkdir()
+    if kind=='socket': s.bind(f)
+    if kind=='dangling': Path(f).symlink_to('nowhere')
+    with pytest.raises(UserError): read_config(f)
+    with pytest.raises(SystemExit) as e: cifar_train(argv=['--config', f])
+    s.close()
+    err = capsys.readouterr().err
+    assert e.value.code==2 and err.count('\n')==1
+
+def test_config_of_a_run_is_one():
+    'What a run keeps, and what --print-config shows, resolves to the same recipe'
+    from cifar_fastai.recipe import write_config
+    for r in (Recipe(tricks='EMA(0.9)', sched='warmup', gamma=0.3), experiment('3.8/pyramidnet272_autoaugment_random_erase_mixup').recipe, Recipe(lr=1e-5, milestones='1,2')):
+        Path('run.yaml').write_text(write_config(asdict(r)))
+        assert Recipe(**read_config('run.yaml'))==r
+
+def ended(code, *, stdout=subprocess.PIPE, **kwargs):
+    'Exit code, output and errors of a process'
+    p = subprocess.run([sys.executable, '-c', code], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120, **kwargs)
+    return p.returncode,p.stdout,p.stderr
+
+def test_refusals_are_quick():
+    'Help, and what can be refused without torch, does without it'
+    for argv in (['--help'], ['--print-config'], ['--bs', '0'], ['--tricks', '1'], ['--config', 'no.yaml'], ['--mixpu'], ['--milestones', 'x']):
+        code,out,err = ended(f"""import sys
+from cifar_fastai.cli import cifar_train
+try: cifar_train(argv={argv!r})
+finally: assert 'torch' not in sys.modules, 'torch'""")
+        assert code==(0 if argv[0] in ('--help', '--print-config') else 2) and 'AssertionError' not in err, err
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize('call', ["cifar_zoo(argv=['resnet2*'])", "cifar_train(argv=['--help'])", "cifar_train(argv=['--print-config'])"])
+def test_closed_pipe(monkeypatch, call, unbuffered):
+    'Whoever stops reading, as `head -1` does, ends a command without a word, at the end of the interpreter too'
+    monkeypatch.setenv('PYTHONUNBUFFERED', unbuffered)
+    r,w = os.pipe()
+    os.close(r)
+    code,_,err = ended(f'from cifar_fastai.cli import *; {call}', stdout=w)
+    os.close(w)
+    assert code in (0, 141) and not err # argparse ignores it for --help
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_no_output(monkeypatch, unbuffered):
+    'A closed standard output is none, and a full one is told in a sentence'
+    monkeypatch.setenv('PYTHONUNBUFFERED', unbuffered)
+    code = "from cifar_fastai.cli import cifar_train; cifar_train(argv=['--print-config'])"
+    assert subprocess.run(['sh', '-c', f'{sys.executable} -c "{code}" >&-'], capture_output=True).returncode==0
+    if not Path('/dev/full').exists(): return
+    with open('/dev/full', 'w') as f: got,_,err = ended(code, stdout=f)
+    assert got==2 and err.count('\n')==1 and 'No space left' in err
+
+def test_other_broken_pipes(monkeypatch):
+    'A pipe that is not the output is a bug'
+    import cifar_fastai.run as run
+    def train(*args): raise BrokenPipeError
+    monkeypatch.setattr(run, 'train', train)
+    with pytest.raises(BrokenPipeError): cifar_train(argv=['--dataset', 'digits'])
+
+def test_interrupted(monkeypatch, capsys):
+    'Ctrl-C where nothing is saved, or a second one, ends at once'
+    import cifar_fastai.run as run
+    def train(*args): os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(run, 'train', train)
+    with pytest.raises(SystemExit) as e: cifar_train(argv=['--dataset', 'digits'])
+    assert e.value.code==130 and capsys.readouterr().err.count('\n')<=1
+
+@pytest.mark.slow
+def test_second_interrupt():
+    'The same in a process that trains: the first Ctrl-C saves after the batch, a second one does not wait for it'
+    code = """from fastai.vision.all import Callback,Learner
+import time
+from cifar_fastai import run
+real = run.recipe_learner
+class Slow(Callback):
+    def before_batch(self):
+        print('batch', flush=True)
+        time.sleep(30)
+run.recipe_learner = lambda *args, **kwargs: (lambda l: l.add_cb(Slow()))(real(*args, **kwargs))
+from cifar_fastai.cli import cifar_train
+cifar_train()"""
+    p = subprocess.Popen([sys.executable, '-c', code, *'--dataset digits --model toynet_s1_k3 --epochs 1'.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while 'batch' not in p.stdout.readline(): pass
+    for _ in range(2):
+        p.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    out,err = p.communicate(timeout=20)
+    assert p.returncode==130 and 'Traceback' not in err
+
+# name of a schedule, and the settings that its policy takes
+shapes = dict(multistep=dict(milestones='2,4', gamma=0.3), warmup=dict(milestones='3', gamma=0.3, warmup=2.), warmcosine=dict(warmup=2., period=9.),
+    cosine={}, custom={}, cosine_restarts={}, onecycle={})
+
+def rates(fit):
+    'The learning rate of every batch of a fit'
+    from fastai.vision.all import nn
+    from cifar_fastai.data import cifar_dls
+    from cifar_fastai.learner import cifar_learner
+    learn = cifar_learner(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), cifar_dls('digits', fraction=0.05, bs=32))
+    with learn.no_bar(), learn.no_logging(): fit(learn)
+    return learn.recorder.lrs
+
+@pytest.mark.parametrize('sched,names', [(k, names) for k,v in shapes.items() for names in {(), *((o,) for o in v), tuple(v)}])
+def test_schedule_settings(sched, names):
+    "A recipe's fit has the rates of the policy's own: what was not given is the policy's default"
+    from cifar_fastai.recipe import epoch_list
+    from cifar_fastai.run import check_recipe,recipe_fit
+    from cifar_fastai.schedules import policies
+    given = {k:shapes[sched][k] for k in names}
+    r = Recipe(model='toynet_s1_k3', dataset='digits', sched=sched, epochs=6, lr=0.05, **given)
+    if 'period' in given and 'period' not in inspect.signature(policies['warmcosine']).parameters: pytest.skip('no period')
+    check_recipe(r)
+    def own(learn):
+        if sched=='onecycle': return learn.fit_one_cycle(6, 0.05)
+        getattr(learn, f'fit_{r.policy}')(6, 0.05, **{k:epoch_list(v) if k=='milestones' else v for k,v in given.items()})
+    assert rates(lambda learn: recipe_fit(learn, r))==rates(own)
+
+@pytest.mark.parametrize('sched', shapes)
+@pytest.mark.parametrize('k,v', dict(milestones='1', gamma=0.5, warmup=1., period=6.).items())
+def test_settings_without_effect(sched, k, v):
+    'A setting that the schedule does not take is refused, and nothing that it takes'
+    from cifar_fastai.run import check_recipe
+    r = Recipe(model='toynet_s1_k3', dataset='digits', epochs=6, sched=sched, **{k:v})
+    if k=='period' and k in shapes[sched]: return
+    if k in shapes[sched]: return check_recipe(r)
+    with pytest.raises(UserError, match=f'{k} is .*the {sched} schedule does not use it'): check_recipe(r)
+
+def test_row_with_another_schedule(monkeypatch):
+    "What a row sets of its schedule does not outlive it: another schedule has its own defaults, and another length the row's proportions"
+    row = '3.8/pyramidnet272_autoaugment_random_erase_mixup'
+    def of(argv): return resolved(monkeypatch, ['--row', row, *argv.split()])[0]
+    assert (of('').warmup, of('').period)==(20, 300)
+    assert (of('--sched multistep').warmup, of('--sched multistep').period)==(None, None)
+    assert (of('--sched warmup').warmup, of('--sched warmup --warmup 3').warmup)==(None, 3)
+    assert (of('--epochs 30').warmup, of('--epochs 30').period, of('--epochs 30 --warmup 5').warmup, of('--epochs 30 --warmup 5').period)==(2, 30, 5, 30)
+    assert of('--init default').init is None and of('--wd-bn-bias True').wd_bn_bias
+
+def test_data_of_a_recipe(monkeypatch):
+    'Which images: --fraction draws by the seed, --half and --fast are fixed, table 3.3 has the first of each set'
+    import cifar_fastai.run as run
+    seen = []
+    class Seen(Exception): pass
+    def cifar_dls(*args, **kwargs):
+        seen.append(kwargs)
+        raise Seen
+    monkeypatch.setattr(run, 'cifar_dls', cifar_dls)
+    def of(**kwargs):
+        with pytest.raises(Seen): run.recipe_learner(Recipe(model='toynet_s1_k3', dataset='digits', **kwargs))
+        return seen[-1]
+    for seed in (1, 2):
+        assert of(fraction=0.5, seed=seed)['seed']==seed and of(fraction=0.5, seed=seed)['fraction']==0.5
+        for kw in (dict(half=True), dict(fast=True), dict(first_half=True), {}): assert of(**kw, seed=seed).get('seed', 42)==42
+        assert of(seed=seed).get('rule', 'stratified')=='stratified' and not of().get('drop_last')
+    assert of(first_half=True)['rule']=='first' and of(first_half=True)['fraction']==0.5 and of(half=True)['fraction']==0.5 and of(half=True).get('rule', 'stratified')=='stratified'
+    assert of(drop_last=True)['drop_last'] is True
+    for a,b in (('half', 'first_half'), ('fast', 'first_half')):
+        with pytest.raises(UserError, match='use one of them'): Recipe(**{a:True, b:True}).part
+
+def test_seeds_draw_other_images(monkeypatch):
+    'Two seeds train on other images with --fraction, and on the same with --half'
+    from cifar_fastai.run import recipe_learner
+    def images(seed, **kw): return recipe_learner(Recipe(model='toynet_s1_k3', dataset='digits', seed=seed, **kw), device='cpu').dls.train_ds.x
+    assert (images(1, half=True)==images(2, half=True)).all() and (images(2, fraction=0.5)==images(2, fraction=0.5)).all()
+    assert (images(1, fraction=0.5)!=images(2, fraction=0.5)).any()
+
+@pytest.mark.parametrize('kw,says', [(dict(cutout='False'), "cutout is 'False'"), (dict(model=None), 'model is None'), (dict(epochs='9'), "epochs is '9'"), (dict(tricks=1), 'tricks is 1'), (dict(lr=[0.1]), 'lr is'), (dict(seed=1.5), 'seed is 1.5')])
+def test_types(kw, says):
+    'A recipe made in Python is checked in the same place'
+    from cifar_fastai.run import check_recipe
+    with pytest.raises(UserError, match=says): check_recipe(Recipe(**dict(model='toynet_s1_k3', dataset='digits') | kw))
+
+on_flags = 'half fast ricap random-erase autoaugmentation cutout mixup cutmix nesterov amp'.split()
+valued = {'--model':'resnet20', '--name':'x', '--dataset':'cifar100', '--root':'.', '--bs':'32', '--epochs':'3', '--lr':'0.2', '--learning-rate':'0.2', '--momentum':'0.8', '--weight-decay':'1e-3', '--seed':'7', '--nw':'4', '--gradient-clip':'2.0', '--ricap-beta':'0.4',
+    '--random-erase-prob':'0.4', '--random-erase-sl':'0.03', '--random-erase-sh':'0.5', '--random-erase-r':'0.4', '--mixup-alpha':'0.5', '--cutmix-prob':'0.4', '--beta':'0.9', '--smooth-factor':'0.2', '--gpu':'0', '--milestones':'60,120,160', '--gamma':'0.1'}
+listed = [[k, v] for k,v in valued.items()] + [[f'--{k}', v] for k in on_flags for v in ('True', 'False')] + [['--optims', o] for o in 'sgd nesterov adam adamw adabound adaboundw sam asam'.split()]
+listed += [['--sched', o] for o in 'multistep warmup cosine warmcosine custom onecycle'.split()] + [['--crit', o] for o in ('ce', 'lsr')]
+
+@pytest.mark.parametrize('argv', listed, ids=' '.join)
+def test_every_published_flag(monkeypatch, argv):
+    'Each flag of the published command line sets what it says, and nothing else'
+    from cifar_fastai.run import check_recipe
+    r,(name,root,_,_,_,gpu,*_) = resolved(monkeypatch, argv)
+    k,v = argv[0][2:].replace('-', '_').replace('learning_rate', 'lr'),argv[1]
+    check_recipe(replace(r, model='toynet_s1_k3'))
+    plain = asdict(Recipe(optims=r.optims))
+    changed = {o:getattr(r, o) for o in plain if getattr(r, o)!=plain[o] and o!='optims'}
+    others = dict(name=name, root=root, gpu=gpu)
+    if k in others: assert others[k]==v and not changed
+    elif k=='nw' or v=='False' or k=='optims': assert not changed and (k!='optims' or r.optims==v)
+    else: assert changed==({} if v in ('ce', 'multistep') else {k:True if v=='True' else type(changed[k])(v)})
+
 @pytest.mark.parametrize('text,says', [('modle: resnet20', "no setting in run.yaml 'modle': did you mean 'model'"), ('bs: many', "run.yaml: bs is 'many'"),
-    ('- resnet20', 'run.yaml has no settings'), ('a: [', 'run.yaml is not YAML'), ('epochs: 2001-99-99', 'run.yaml is not YAML'), ('sam: perhaps', "run.yaml: sam is 'perhaps'")])
+    ('- resnet20', 'run.yaml has no settings'), ('a: [', 'run.yaml has a value that is not plain'), ('epochs: 2001-99-99', 'run.yaml is not YAML'), ('sam: perhaps', "run.yaml: sam is 'perhaps'")])
 def test_config_refused(capsys, text, says):
     'A file with settings that are not there or cannot be'
     Path('run.yaml').write_text(text)
@@ -124,6 +392,7 @@ def test_published_commands(monkeypatch, capsys, command):
     from fastai.callback.core import Callback,CancelFitException
     from cifar_fastai.run import recipe_fit,recipe_learner
     argv = shlex.split(command)
+    Path('somewhere').mkdir()
     r,(name,root,*_) = resolved(monkeypatch, argv)
     said = dict(zip([o[2:].replace('-', '_') for o in argv[::2]], argv[1::2]))
     assert name==said.pop('name', None) and root==said.pop('root', None) and capsys.readouterr().err.count('--nw has no meaning')==('nw' in said)
@@ -173,7 +442,7 @@ def test_sweep(capsys):
     (broken/'config.yaml').write_text('a: [')
     with pytest.raises(SystemExit) as e: cifar_reproduce(argv=argv)
     out,err = capsys.readouterr()
-    assert e.value.code==1 and out.count('accuracy')==3 and err.count('\n')==1 and 'cutout seed 0: ' in err and 'config.yaml is not YAML' in err
+    assert e.value.code==1 and out.count('accuracy')==3 and err.count('\n')==1 and 'cutout seed 0: ' in err and 'config.yaml has a value that is not plain' in err
     runs = sorted(Path('exps').glob('*/0/log.csv'))
     before = [o.stat().st_mtime_ns for o in runs]
     (broken/'config.yaml').unlink()
@@ -189,15 +458,47 @@ def test_sweep(capsys):
 
 def piped(command, args):
     'What a process of its own writes into a pipe'
-    import subprocess,sys
     p = subprocess.run([sys.executable, '-c', f'from cifar_fastai.cli import {command}; {command}()', *args.split()], capture_output=True, text=True)
     assert p.returncode==0, p.stderr
     return p.stdout
 
 def test_share_a_sweep():
-    'Two processes take what the other is not at'
-    out = piped('cifar_reproduce', '--table 3.5 --dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64 --workers 2')
-    assert len(list(Path('exps').glob('*/0/log.csv')))==4 and out.count('accuracy')>=4
+    'Two processes share the rows, with the arguments that the command got; one of them killed, its row is still run'
+    import psutil
+    argv = '--table 3.5 --dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64 --workers 2'.split()
+    p = subprocess.Popen([sys.executable, '-c', f'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce(argv={argv!r})', '--no-such-flag'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(Path('exps').glob('*/0/.lock')):
+        assert p.poll() is None, p.stderr.read()
+        time.sleep(0.05)
+    os.kill(psutil.Process(p.pid).children()[0].pid, signal.SIGKILL)
+    out,err = p.communicate(timeout=300)
+    assert p.returncode==0 and len(list(Path('exps').glob('*/0/log.csv')))==4 and 'SIGKILL' in err, err
+
+crash = """import os,signal,sys
+n = 0
+while os.path.exists(f'start{n}'): n += 1
+while True:
+    try: f = open(f'start{n}', 'x')
+    except FileExistsError: n += 1
+    else: break
+f.write(' '.join(sys.argv[1:]))
+f.close()
+if n<%d: os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(%d)"""
+
+@pytest.mark.parametrize('crashes,code,ends,starts', [(0, 0, 0, 2), (1, 0, 0, 3), (2, 0, 0, 4), (99, 0, 137, 6), (0, 1, 1, 2), (0, 143, 143, 2)])
+def test_killed_workers(capfd, crashes, code, ends, starts):
+    'A worker that a signal killed is started again, a bounded number of times; one that ended by itself is not'
+    with pytest.raises(SystemExit) as e: cli._spread(2, ['--a=1'], code=crash%(crashes, code))
+    files = list(Path().glob('start*'))
+    assert e.value.code==ends and len(files)==starts and capfd.readouterr().err.count('SIGKILL')==min(crashes, 5)
+    assert all('--a=1' in o.read_text() and '--workers=1' in o.read_text() for o in files)
+
+@pytest.mark.parametrize('argv,says', [('--model resnet21', "no backbone 'resnet21'"), ('--dataset nowhere/x.tgz', "no folder or archive 'nowhere/x.tgz'"), ('--gpu 99', 'no GPU'), ('--fraction 2', 'fraction is 2.0'), ('--epochs 0', 'epochs is 0')])
+@pytest.mark.parametrize('workers', ['', ' --workers 2'])
+def test_bad_sweep(capsys, argv, says, workers):
+    'Bad input to a sweep is refused before anything runs'
+    assert says in refused(capsys, cifar_reproduce, f'--table 3.5 {argv}{workers}'.split())
 
 def test_no_bars_in_a_pipe():
     'A line an epoch, and no bars'
@@ -211,10 +512,12 @@ def test_nothing_there(capsys, argv):
 
 def test_export(capsys):
     'A run exports to a folder that loads'
-    from cifar_fastai.share import load_run
+    from cifar_fastai.share import load_run,push_run
     cifar_train(argv='--dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64 --name a'.split())
     cifar_export(argv=['exps/a/666'])
     assert 'load_run(' in capsys.readouterr().out
+    hub = pytest.importorskip('huggingface_hub')
+    with pytest.raises(UserError, match='The Hub did not take a/b'): push_run('exps/a/666/export', 'a/b', api=hub.HfApi(endpoint='http://127.0.0.1:9', token='x'))
     learn = load_run('exps/a/666/export')
     with learn.no_bar(): assert len(learn.predict(load_run('exps/a/666').dls.valid_ds[0][0])[2])==10
     with pytest.raises(SystemExit): cifar_export(argv=['exps/a/667'])

@@ -48,7 +48,7 @@ def finished(trained): return Path(shutil.copytree(trained, 'exps/small/1'))
 @pytest.fixture
 def interrupted(finished):
     'The same run, interrupted after its first epoch'
-    tree.save_tree(finished/'last.safetensors', tree.load_tree(finished/'last.safetensors') | dict(epoch=1))
+    tree.save_tree(finished/'last.safetensors', tree.load_tree(finished/'last.safetensors') | dict(epoch=1, finished=False))
     return finished
 
 def refused(f, *words):
@@ -387,7 +387,7 @@ def test_resuming_with_other_data_is_refused(monkeypatch, tmp_path, what):
     image_folder(Path('images'), x, y)
     kw = dict(dataset='images', fraction=1., bs=16)
     folder = small(**kw)
-    tree.save_tree(folder/'last.safetensors', tree.load_tree(folder/'last.safetensors') | dict(epoch=1))
+    tree.save_tree(folder/'last.safetensors', tree.load_tree(folder/'last.safetensors') | dict(epoch=1, finished=False))
     shutil.rmtree('images')
     image_folder(Path('images'), 255-x if what=='pixels' else x, y if what=='pixels' else (y+1)%4)
     before = tree_of('exps')

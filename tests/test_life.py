@@ -301,7 +301,7 @@ def early(losses, folder, stop=None, resume=True):
     learn = our_learner([SaveModelCallback(), EarlyStoppingCallback(patience=2)], path=folder)
     set_seed(1)
     with silent(learn), suppress(KeyboardInterrupt), warnings.catch_warnings():
-        warnings.simplefilter('error')
+        warnings.simplefilter('error', UserWarning)
         learn.fit(8, 0.05, cbs=[Given(), Interrupt(), RunFolder(folder), Checkpoint(folder/'c.safetensors', resume=resume)])
     return learn
 
@@ -450,3 +450,21 @@ def test_a_foreign_learner_with_one_trick(tmp_path):
             if look: learn.validate(), learn.get_preds(dl=learn.dls.valid, reorder=False)
         return state(learn)
     assert_same(life(False), life(True))
+
+# a last batch of one image
+@pytest.mark.parametrize('arch', ['own', 'spp_d11_pN'])
+def test_last_batch_of_one_image(arch):
+    'A network that cannot train on it is refused before training starts, and nothing is changed; with `drop_last` it trains'
+    def new(): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), nn.BatchNorm1d(10)) if arch=='own' else arch
+    def dls(**kwargs): return cifar_dls('digits', bs=13, fraction=40/1500, **kwargs)
+    model = new()
+    if arch=='own':
+        before,data = copy.deepcopy(model.state_dict()),dls()
+        set_seed(1)
+        r = plain(get_random_states())
+        with pytest.raises(UserError, match='last batch of an epoch has one image of 40.*drop_last=True'): cifar_learner(model, data)
+        assert_same(before, model.state_dict())
+        assert plain(get_random_states())==r and model.training
+        learn = cifar_learner(new(), dls(drop_last=True))
+        with silent(learn): learn.fit(1, 0.01)
+    else: cifar_learner(model, dls()) # normalises maps of more than one pixel

@@ -277,7 +277,7 @@ def test_foreign_checkpoint(capsys):
     for other,says in dict(a='the weights of another network', b='was made with the tricks').items():
         shutil.copy(last(other), last('c'))
         sd = tree.load_tree(last('c'))
-        tree.save_tree(last('c'), sd | dict(epoch=1))
+        tree.save_tree(last('c'), sd | dict(epoch=1, finished=False))
         before = contents(last('c').parent)
         assert says in refused(capsys, [o for o in small if o!='--half']+['--fraction', '0.1', '--epochs', '2', '--name', 'c', '--resume'])
         assert contents(last('c').parent)==before
