@@ -28,6 +28,10 @@ odd = ['', ' ', '0', '-1', '1', '2', '0.5', '-0.0', 'nan', 'inf', '-inf', '1e999
     '\x1b[31m', 'a=b', '*', '?', '%s', '{x}', '$HOME', 'CON', 'nul.txt', '.lock', 'config.yaml', 'a,b', ',', '1,2,x', '60,120', '-1,5', ';', '#', ': ', '!!python/none', '&a', '*a', '@', '`', '|', '>']
 words = one_of(sampled_from(odd), st.text(max_size=8).map(safe), st.from_regex(r'[-+]?[0-9]{0,4}(\.[0-9]{0,3})?(e[-+]?[0-9]{1,3})?', fullmatch=True))
 
+def seldom(draw, n):
+    'True once in `n` times'
+    return draw(integers(0, n-1))==n-1
+
 # -- values of settings
 
 models = 'toynet_s1_k3', 'lenet', 'resnet20', 'toynet_s4_k5'
@@ -42,7 +46,7 @@ numbers = one_of(st.floats(0, 1).map(repr), sampled_from(['0.1', '1', '0', '2'])
 @composite
 def value(draw, name, kind):
     'A value for a setting, as text: mostly of its type'
-    if draw(integers(0, 3))==0: return draw(words)
+    if seldom(draw, 4): return draw(words)
     if name in names and names[name]: return draw(sampled_from(names[name]))
     if name in small: return str(draw(integers(*small[name])))
     if 'float' in kind: return draw(numbers)
@@ -85,7 +89,7 @@ def written_to(outs): return [o for o in outs if o and '\0' not in o and not any
 def argument(draw, cmd, skip=('workers',)):
     'The words of a flag, and where it makes the command write'
     k = draw(sampled_from([o for o in commands[cmd] if o not in skip]+['help', 'config', 'print_config', 'nope', 'pdb', 'learning_rate'])) if cmd in commands else 'help'
-    if k=='help' and draw(integers(0, 3)): k = 'out'
+    if k=='help' and not seldom(draw, 4): k = draw(sampled_from([*commands[cmd]]))
     v = draw(value(k, commands[cmd].get(k, 'str'))) if k!='tricks' else draw(trick_text)
     if k=='workers' and v.strip().isdigit(): v = '1'
     flag = '--'+draw(sampled_from([k, k.replace('_', '-')]))
@@ -98,13 +102,13 @@ def positional(cmd): return dict(cifar_compare=2, cifar_export=1, cifar_zoo=1).g
 def command_lines(draw):
     cmd = draw(sampled_from(['cifar_train']*4 + list(commands)))
     argv,outs = list(cheap.get(cmd, [])),list(default_out[cmd])
-    if cmd=='cifar_reproduce' and draw(integers(0, 2)): argv.append('--dry-run')
-    argv += [draw(one_of(words, sampled_from(['r', 'resnet*', 'lenet']))) for _ in range(draw(integers(0, positional(cmd)+1) if draw(integers(0, 4))==0 else just(positional(cmd))))]
+    if cmd=='cifar_reproduce' and not seldom(draw, 3): argv.append('--dry-run')
+    argv += [draw(words if seldom(draw, 5) else sampled_from(['lenet', 'resnet*'] if cmd=='cifar_zoo' else ['r'])) for _ in range(draw(integers(0, positional(cmd)+1) if seldom(draw, 6) else just(positional(cmd))))]
     for _ in range(draw(integers(0, 4))):
         more,out = draw(argument(cmd))
         argv,outs = argv+more,outs+out
-    if cmd in trains and draw(integers(0, 3)): argv.append('--print-config')
-    if draw(integers(0, 9))==0: argv.insert(draw(integers(0, len(argv))), draw(words))
+    if cmd in trains and not seldom(draw, 3): argv.append('--print-config')
+    if seldom(draw, 12): argv.insert(draw(integers(0, len(argv))), draw(words))
     files = [('r', 'run', 'finished')] if 'r' in argv else []
     return dict(cmd=cmd, argv=argv, files=files, outputs=written_to(outs)+['r/export'], stdout=draw(streams), heavy=cmd in cheap)
 
@@ -116,13 +120,13 @@ deep = [b'['*20_000, b'{a: '*5000, b'a: '+b'['*3000+b']'*3000, b'- '*5000, b'? '
 @composite
 def config_bytes(draw):
     'What a file with settings may hold'
-    if draw(integers(0, 4))==0: return draw(one_of(sampled_from(deep), st.binary(max_size=60)))
+    if seldom(draw, 5): return draw(one_of(sampled_from(deep), st.binary(max_size=60)))
     res = b''
     for _ in range(draw(integers(0, 4))):
-        k = draw(sampled_from([*commands['cifar_train'], 'help', 'config', 'nope', 'wd-bn-bias', '1', 'null', '<<', '? a']))
-        v = draw(one_of(value(k, commands['cifar_train'].get(k, '')), yaml_values)) if k!='tricks' else draw(trick_text)
+        k = draw(sampled_from(['help', 'config', 'nope', '1', 'null', '<<', '? a'] if seldom(draw, 10) else [*commands['cifar_train'], 'wd-bn-bias']))
+        v = draw(trick_text if k=='tricks' else yaml_values if seldom(draw, 5) else value(k, commands['cifar_train'].get(k, '')))
         res += f'{k}: {v}\n'.encode('utf-8', 'surrogatepass')
-    if draw(integers(0, 3)): return res
+    if not seldom(draw, 5): return res
     i = draw(integers(0, len(res)))
     return res[:i] + draw(one_of(st.binary(max_size=4), sampled_from([b'\0', b'\t', b'\xff', b'[', b': ', b'\n\n', b'"']))) + res[i+draw(integers(0, 3)):]
 
@@ -132,11 +136,12 @@ kinds_of_file = sampled_from('fifo folder dangling loop link locked socket'.spli
 def configs(draw):
     'A command with a file of settings'
     files = [('c.yaml', 'bytes', draw(config_bytes()))]
-    if (kind := draw(integers(0, 15)))==0: files = [('c.yaml', 'special', draw(kinds_of_file))]
-    if kind==1: files = [('c.yaml', 'fill', draw(sampled_from([b'a', b'\n', b'a: b\n', b'[', b'\0', b'- '])), draw(sampled_from([10**5, 10**6, 2*10**6])))]
-    path = draw(words) if kind==2 else 'c.yaml'
-    argv = ['--config', path, *cheap['cifar_train']] if draw(integers(0, 5)) else [*cheap['cifar_train'], '--config', path]
-    if draw(integers(0, 3)): argv.append('--print-config')
+    kind = draw(integers(0, 15))
+    if kind==15: files = [('c.yaml', 'special', draw(kinds_of_file))]
+    if kind==14: files = [('c.yaml', 'fill', draw(sampled_from([b'a', b'\n', b'a: b\n', b'[', b'\0', b'- '])), draw(sampled_from([10**5, 10**6, 2*10**6])))]
+    path = draw(words) if kind==13 else 'c.yaml'
+    argv = ['--config', path, *cheap['cifar_train']] if not seldom(draw, 5) else [*cheap['cifar_train'], '--config', path]
+    if not seldom(draw, 4): argv.append('--print-config')
     exps = re.findall(r'^exps: (.+)$', files[0][2].decode(errors='replace'), re.M) if files[0][1]=='bytes' else []
     return dict(cmd='cifar_train', argv=argv, files=files, outputs=written_to(['exps', *exps, *(o.strip().strip('\'"') for o in exps)]), heavy=True)
 
@@ -144,7 +149,7 @@ def configs(draw):
 def trick_lines(draw):
     'Tricks, made, or trained with'
     s = draw(trick_text)
-    if draw(integers(0, 2)): return dict(code=f'recipe_tricks(Recipe(tricks={s!a}))')
+    if not seldom(draw, 3): return dict(code=f'recipe_tricks(Recipe(tricks={s!a}))')
     return dict(cmd='cifar_train', argv=[*cheap['cifar_train'], '--tricks', s], outputs=['exps'], heavy=True)
 
 # -- data
@@ -161,11 +166,11 @@ places = ['d', 'd.zip', 'd.tar', 'd.tgz', 'd.tar.gz', 'd.TGZ', 'cifar-10-batches
 @composite
 def layout(draw):
     'A data set: kind and arguments of what makes it, with members added'
-    more = {draw(sampled_from(member_names)).encode('utf-8', 'surrogateescape').decode(errors='surrogateescape'):draw(member_bytes) for _ in range(draw(integers(0, 2)))}
+    more = {draw(sampled_from(member_names)).encode('utf-8', 'surrogateescape').decode(errors='surrogateescape'):draw(member_bytes) for _ in range(1+draw(integers(0, 1)) if seldom(draw, 3) else 0)}
     kind = draw(sampled_from(['images', 'images', 'python', 'binary']))
-    if kind=='python': return 'python',draw(sampled_from(['', 'data', 'labels', 'names', 'meta', 'batch'])),draw(sampled_from(array_values)),more
-    if kind=='binary': return 'binary',draw(sampled_from(['\n'.join('abcdefghij'), 'a', '', 'a\na', '\ud800', '\n'.join(map(str, range(300)))])),draw(sampled_from([b'', b'x', bytes(3073)])),draw(sampled_from([0, 9, 10, 255])),more
-    spec = {f'{s}/{c}':draw(integers(0, 2)) for s in ('train', 'test') for c in draw(sampled_from(['ab', 'a', 'abc', ['a', 'b'], ['é', 'b'], [' ', 'b'], ['a\n', 'b'], ['\udcff', 'b']]))}
+    if kind=='python': return 'python',draw(sampled_from(['', '', '', 'data', 'labels', 'names', 'meta', 'batch'])),draw(sampled_from(array_values)),more
+    if kind=='binary': return 'binary',draw(sampled_from(['\n'.join('abcdefghij')]*3+['a', '', 'a\na', '\ud800', '\n'.join(map(str, range(300)))])),draw(sampled_from([b'', b'', bytes(3073), b'x'])),draw(sampled_from([0, 9, 10, 255])),more
+    spec = {f'{s}/{c}':1+draw(integers(0, 1))-seldom(draw, 9) for s in ('train', 'test') for c in draw(sampled_from(['ab']*8+['a', 'abc', ['a', 'b'], ['é', 'b'], [' ', 'b'], ['a\n', 'b'], ['\udcff', 'b']]))}
     return 'images',spec,draw(sampled_from(['PNG', 'JPEG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP'])),draw(sampled_from([(32, 32), (1, 1), (3, 500), (640, 480)])),more
 
 @composite
@@ -179,12 +184,12 @@ def sources(draw):
     'A data set read in Python, or trained with'
     place = draw(sampled_from(places))
     files = [(place, *draw(layout()))]
-    if draw(integers(0, 2))==0:
+    if seldom(draw, 3):
         inside = place if re.search('zip|tar|tgz|TGZ', place) else f"{place}/{draw(sampled_from(['train/a/0.png', 'test/a/0.png', 'cifar-10-batches-py/data_batch_1', 'cifar-10-batches-py/batches.meta', 'cifar-10-batches-bin/data_batch_2.bin', 'train', 'train/a']))}"
-        files.append((inside, *draw(damage())) if draw(integers(0, 2)) else (inside, 'special', draw(one_of(kinds_of_file, sampled_from(['linked folder', 'locked folder'])))))
-    path = draw(words) if draw(integers(0, 15))==0 else place
-    if draw(integers(0, 3)): return dict(code=f'dls = cifar_dls({path!a}, bs=4)\nfor b in dls.train: pass\nfor b in dls.valid: pass', files=files)
-    if draw(integers(0, 3))==0: return dict(code=f'cifar_dls("cifar10", root={path!a})', files=files)
+        files.append((inside, *draw(damage())) if draw(integers(0, 2))<2 else (inside, 'special', draw(one_of(kinds_of_file, sampled_from(['linked folder', 'locked folder'])))))
+    path = draw(words) if seldom(draw, 16) else place
+    if not seldom(draw, 4): return dict(code=f'dls = cifar_dls({path!a}, bs=4)\nfor b in dls.train: pass\nfor b in dls.valid: pass', files=files)
+    if seldom(draw, 4): return dict(code=f'cifar_dls("cifar10", root={path!a})', files=files)
     argv = [*cheap['cifar_train'], '--fraction', '1', *draw(sampled_from([['--dataset', path], ['--dataset', path], ['--dataset', 'cifar10', '--root', path], ['--dataset', 'cifar100', '--root', path]]))]
     return dict(cmd='cifar_train', argv=argv, files=files, outputs=['exps'], heavy=True)
 
@@ -203,7 +208,7 @@ def run_damage(draw, name):
     if path.endswith('yaml'): ways += [st.tuples(just('line'), integers(0, 60), lists(st.tuples(sampled_from([*commands['cifar_train']]), one_of(words, yaml_values)).map(lambda o: f'{o[0]}: {o[1]}'.encode('utf-8', 'surrogatepass')), max_size=2))]*4
     if path.endswith('csv'): ways += [st.tuples(just('cell'), integers(0, 40), one_of(words, sampled_from(['epoch', 'accuracy', '0', '1'])).map(lambda o: o.encode('utf-8', 'surrogatepass'))), st.tuples(just('line'), integers(0, 4), lists(sampled_from([b'', b'0', b'0,1,2']), max_size=2))]*2
     if path.endswith('safetensors'): ways += [st.tuples(just('header'), integers(0, 10**4), json_values, st.booleans())]*5
-    if draw(integers(0, 12))==0: return f'{name}/{path}','special',draw(kinds_of_file)
+    if seldom(draw, 13): return f'{name}/{path}','special',draw(kinds_of_file)
     return f'{name}/{path}',*draw(one_of(ways))
 
 @composite
@@ -292,11 +297,13 @@ def server():
     shutil.rmtree(folder, ignore_errors=True)
 
 def campaign(server, strategy, n):
-    'The outcomes of `n` inputs with their numbers, and what was wrong: an input of each fault'
-    outcomes,faults = Counter(),{}
-    @settings(max_examples=n, derandomize=True, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    'The outcomes of `n` different inputs with their numbers, and what was wrong: an input of each fault'
+    outcomes,faults,seen = Counter(),{},set()
+    @settings(max_examples=4*n, derandomize=True, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(strategy)
     def each(case):
+        if len(seen)==n or ascii(case) in seen: return
+        seen.add(ascii(case))
         res = server.run(case)
         outcome,wrong = verdict(case, res)
         outcomes[outcome] += 1
@@ -306,7 +313,7 @@ def campaign(server, strategy, n):
 
 def fault(case, wrong, res):
     replay = "'" + ascii(case).replace("'", "'\\''") + "'"
-    return f"{wrong} after {res['seconds']:.1f} s: {res['err'][-1500:]}\nreplay: python tests/fuzz_server.py {replay}\n"
+    return f"{wrong} after {res['seconds']:.1f} s: {res['err'][-600:]}\nreplay: python tests/fuzz_server.py {replay}\n"
 
 def check(server, name, n):
     outcomes,faults = campaign(server, kinds[name][0], n)
@@ -319,4 +326,4 @@ def test_generated(server, name): check(server, name, kinds[name][1])
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', kinds)
-def test_generated_more(server, name): check(server, name, kinds[name][2])
+def test_generated_more(server, name): check(server, name, int(kinds[name][2]*float(os.environ.get('FZ', 1))))
