@@ -14,7 +14,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #94312ece
-def _printable(s): return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in s)
+def _printable(s): return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in s)
 
 class UserError(ValueError):
     "Something a user asked for and can mend: one sentence with what was wrong and what would be right"
