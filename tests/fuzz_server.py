@@ -5,7 +5,7 @@ An input is a dict of literals: `files` to make, then `cmd` with `argv`, or `cod
     python tests/fuzz_server.py "the input, as the test prints it"
 
 Each has a folder of its own, and where the server runs as root, a user of its own: nothing it does can touch anything else."""
-import ast, faulthandler, io, json, os, pickle, re, resource, shutil, signal, socket, struct, sys, tarfile, tempfile, time, traceback, warnings, zipfile
+import ast, encodings, faulthandler, importlib, io, json, os, pickle, pkgutil, re, resource, shutil, signal, socket, struct, sys, tarfile, tempfile, time, traceback, warnings, zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -184,6 +184,7 @@ def in_child(case, box, templates, pipe):
 def run_case(case):
     'Run a command, or Python code'
     from cifar_fastai import all,cli
+    if 'patch' in case: exec(case['patch'], dict(vars(sys.modules['fuzz_server'])))
     if 'cmd' in case: return getattr(cli, case['cmd'])(argv=case['argv'])
     warnings.simplefilter('ignore')
     try: exec(case['code'], vars(all) | vars(sys.modules['fuzz_server']))
@@ -209,19 +210,19 @@ def memory(pid):
         return (rss-shared)*os.sysconf('SC_PAGE_SIZE')
     return 0
 
-def watch(pid, heavy):
+def watch(pid, case):
     'Wait for a process: its exit code, and why it was told to end, if it was'
     start,told,wait,base = time.monotonic(),'',0.002,memory(pid)
     while True:
         done,status,_ = os.wait4(pid, os.WNOHANG)
         if done: return os.waitstatus_to_exitcode(status),told
         took,wait = time.monotonic()-start,min(wait*1.5, 0.1)
-        why = 'time' if took>limit else 'memory' if memory(pid)>base+(3<<30) else ''
+        why = 'time' if took>case.get('limit', limit) else 'memory' if memory(pid)>base+case.get('memory', 3<<30) else ''
         if why:
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return -9,why
-        if heavy and not told and took>soft:
+        if case.get('heavy') and not told and took>case.get('soft', soft):
             told = 'soft'
             os.kill(pid, signal.SIGTERM)
         time.sleep(wait)
@@ -250,7 +251,7 @@ def outside():
 class Boxes:
     'Folders for inputs, below one'
     def __init__(self, root):
-        self.root,self.n = Path(root),0
+        self.root,self.n,self.strays = Path(root),0,set(outside())
         self.templates,self.area = self.root/'templates',self.root/'area'
         for o in (self.root, self.templates, self.area):
             o.mkdir(parents=True, exist_ok=True)
@@ -267,12 +268,13 @@ class Boxes:
             o.mkdir()
             self.own(o)
         pid,before = fork(case, box, self.templates)
-        code,told = watch(pid, case.get('heavy'))
+        code,told = watch(pid, case)
         after = tree_of(box)
-        there = {o.name for o in self.area.iterdir()} | {o.name for o in self.root.iterdir()}
+        there = {str(o) for d in (self.area, self.root) for o in d.iterdir() if o not in (box, self.area, self.templates)} | set(outside())
         written = [k for k in before.keys()|after.keys() if before.get(k)!=after.get(k) and not k.startswith('home')]
         res = dict(code=code, told=told, out=text(box/'home'/'out'), err=text(box/'home'/'err'), seconds=time.monotonic()-start, written=sorted(written),
-            outside=sorted(there-{str(self.n), 'area', 'templates'})+outside())
+            outside=sorted(there-self.strays))
+        self.strays |= there
         if keep: shutil.copytree(box/'a'/'b', keep)
         os.system(f'chmod -R u+rwX {box}') if os.getuid() else None
         shutil.rmtree(box, ignore_errors=True)
@@ -287,6 +289,8 @@ def prepare(root):
     import torch
     torch.set_num_threads(1)
     import cifar_fastai.all, cifar_fastai.bench, cifar_fastai.cli, cifar_fastai.zoo.plain, sklearn.datasets, matplotlib.pyplot, scipy.stats, huggingface_hub # chkstyle: ignore
+    for o in pkgutil.iter_modules(encodings.__path__): # what is imported later may lie where another user may not read
+        with suppress(ImportError): importlib.import_module(f'encodings.{o.name}')
     from dataclasses import replace
     from cifar_fastai import data
     im = data.digit_images()

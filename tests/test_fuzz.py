@@ -1,7 +1,7 @@
 """Generated input of every kind: each succeeds or is refused in one sentence, in time, and writes nothing but its outputs.
 
 `fuzz_server` runs it. A failure prints the input with the command that replays it."""
-import inspect, os, re, shutil, sys, tempfile
+import ast, inspect, os, re, shlex, shutil, sys, tempfile
 from collections import Counter
 from dataclasses import fields
 import pytest
@@ -59,13 +59,19 @@ literals = one_of(sampled_from(['0', '1', '0.5', '-1', '2', '1e999', '-1e999', '
     st.floats(0, 1).map(repr), integers(-2, 40).map(str))
 parameters = 'rho alpha beta p k eps decay start max_norm size length holes side pad mode teacher path T arch weights n m policy area aspect ratio warmup x'.split()
 
+valid = ['EMA(0.9)', 'SAM(0.05)', 'MixUp(0.4)', 'CutMix(p=0.5)', 'Cutout(8)', 'Lookahead(k=3)', 'GradientClip(1.)', 'OneOf(MixUp(), CutMix())', 'RandAugment(2)', 'ShakeDrop', 'ASAM()', 'RICAP(0.3)', 'LabelSmoothing(0.1)',
+    'RandomErasing', 'Flip()', 'RandomCrop(4)', 'StochasticDepth(0.8)', "KD('lenet')", 'TrivialAugment', 'SWA()']
+
 @composite
 def call(draw):
+    'A trick, mostly one that can be made'
+    if not seldom(draw, 3): return draw(sampled_from(valid))
     args = [draw(one_of(literals, st.tuples(sampled_from(parameters), literals).map('='.join))) for _ in range(draw(integers(0, 2)))]
     name = draw(sampled_from(tricks+['Nope', 'True', 'None', '1', 'os.system', '__import__']))
     return name + draw(sampled_from(['', '({})', '({})', '({})', '( {} )', '({}', '{})', '[{}]', '({})()'])).format(', '.join(args))
 
-trick_text = one_of(lists(call(), min_size=1, max_size=3).flatmap(lambda o: sampled_from([' ', ', ', ',', '', '\n', ';', ' + ']).map(lambda s: s.join(o))), words,
+calls = lists(call(), min_size=1, max_size=3).flatmap(lambda o: sampled_from([' ', ', ', ',', '', '\n', ';', ' + ']).map(lambda s: s.join(o)))
+trick_text = one_of(calls, calls, calls, words,
     sampled_from(['('*3000, '['*3000, '-'*5000+'1', 'SAM '*600, 'EMA('*200+')'*200, 'OneOf('*100+'MixUp()'+')'*100, 'a.b()', 'EMA(0.9)\0', '#', '\\', '"""']), st.text(max_size=20).map(safe))
 
 # -- commands
@@ -284,7 +290,6 @@ def python_code(draw):
 # -- the test
 
 kinds = dict(command=(command_lines(), 70, 1200), config=(configs(), 50, 800), tricks=(trick_lines(), 50, 800), data=(sources(), 50, 800), run=(run_folders(), 50, 900), python=(python_code(), 50, 900))
-blank = dict(code='raise ValueError("not one of ours")'),dict(code='while True: pass'),dict(code='open("new", "w")')
 
 @pytest.fixture(scope='module')
 def server():
@@ -326,4 +331,39 @@ def test_generated(server, name): check(server, name, kinds[name][1])
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', kinds)
-def test_generated_more(server, name): check(server, name, int(kinds[name][2]*float(os.environ.get('FZ', 1))))
+def test_generated_more(server, name): check(server, name, kinds[name][2])
+
+
+# -- the harness itself
+
+train = dict(cmd='cifar_train', argv=cheap['cifar_train'], outputs=['exps'], heavy=True)
+def broken(body): return dict(patch=f'import cifar_fastai.run as run\ndef train(*args, **kwargs): {body}\nrun.train = train', **train)
+broken_cases = dict(
+    error=(dict(code='raise ValueError("no UserError")'), 'traceback'), key=(broken('raise KeyError("a")'), 'traceback'), code=(broken('sys.exit(3)'), 'exit code 3'),
+    lines=(broken('sys.exit(sys.stderr.write("a\\nb\\n") and 2)'), 'not one sentence'), anonymous=(broken('sys.exit(sys.stderr.write("wrong\\n") and 2)'), 'not one sentence'),
+    silent=(broken('sys.exit(2)'), 'not one sentence'), killed=(broken('os.kill(os.getpid(), 9)'), 'exit code -9'), unprintable=(dict(code='sys.exit(sys.stderr.write("python: \\x1b[31m is not a sentence.\\n") and 2)'), 'printable'),
+    hangs=(dict(code='while True: pass', limit=1), 'too much time'), deaf=(broken('signal.pthread_sigmask(signal.SIG_BLOCK, [15]); time.sleep(9)') | dict(limit=2, soft=1), 'too much time'),
+    memory=(dict(code='x = b"x"*(1<<28)\ntime.sleep(9)', memory=1<<27), 'too much memory'), here=(dict(code='open("new", "w")'), "wrote ['a/b/new']"),
+    input=(dict(code='open("c", "w")', files=[('c', 'bytes', b'precious')]), "wrote ['a/b/c']"), removed=(dict(code='os.unlink("c")', files=[('c', 'bytes', b'precious')]), "wrote ['a/b/c']"),
+    above=(dict(code='open("../../new", "w")'), "wrote ['new']"), far=(dict(code='open("../../../new", "w")'), 'outside'))
+
+@pytest.mark.parametrize('name', broken_cases)
+def test_faults_are_found(server, name):
+    'What is not a success or a documented error is reported, with the input that replays it'
+    case,says = broken_cases[name]
+    _,faults = campaign(server, just(case), 1)
+    assert len(faults)==1 and says in faults[0]
+    assert ast.literal_eval(shlex.split(faults[0].split('replay: ')[1])[2])==case
+
+def test_outcomes(server):
+    'Success and refusal are told apart, and a run that is told to end is interrupted'
+    for case,outcome in ((train, 'success'), (train | dict(argv=[*train['argv'], '--bs', '0']), 'refused'), (dict(code='raise UserError("There is no sea.")'), 'refused'),
+            (train | dict(argv=[*train['argv'], '--epochs', '99999'], soft=1), 'interrupted')):
+        assert verdict(case, server.run(case))==(outcome, '')
+
+# inputs that were faults
+found = dict(
+    full_output=dict(cmd='cifar_zoo', argv=['--nope'], stdout='full'), line_break=dict(cmd='cifar_train', argv=['--config', 'a\nb']), private_use=dict(cmd='cifar_train', argv=['--config', '\U000d2df4']))
+
+@pytest.mark.parametrize('name', found)
+def test_found(server, name): assert verdict(found[name], server.run(found[name]))==('refused', '')
