@@ -133,7 +133,7 @@ def build(files, templates):
     'Make the files of an input, in order'
     for name,kind,*args in files:
         p = Path(os.fsdecode(name) if isinstance(name, bytes) else name)
-        with suppress(OSError, ValueError, LookupError, TypeError, RecursionError, struct.error): # no such name in this file system, or nothing to damage
+        with suppress(Exception): # no such name in this file system, or nothing to damage
             p.parent.mkdir(parents=True, exist_ok=True)
             if kind=='run': shutil.copytree(templates/args[0], p, dirs_exist_ok=True)
             elif kind in makers: pack(p, makers[kind](*args[:-1]) | args[-1])

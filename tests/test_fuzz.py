@@ -362,8 +362,9 @@ def test_outcomes(server):
         assert verdict(case, server.run(case))==(outcome, '')
 
 # inputs that were faults
-found = dict(
-    full_output=dict(cmd='cifar_zoo', argv=['--nope'], stdout='full'), line_break=dict(cmd='cifar_train', argv=['--config', 'a\nb']), private_use=dict(cmd='cifar_train', argv=['--config', '\U000d2df4']))
+found = dict(full_output=dict(cmd='cifar_zoo', argv=['--nope'], stdout='full'),
+    line_break=dict(cmd='cifar_train', argv=['--config', 'a\nb']), private_use=dict(cmd='cifar_train', argv=['--config', '\U000d2df4']),
+    long_reason=dict(cmd='cifar_compare', argv=['r', 'r'], files=[('r', 'run', 'finished'), ('r/best.safetensors', 'header', 1256, 'x'*5000, False)]))
 
 @pytest.mark.parametrize('name', found)
 def test_found(server, name): assert verdict(found[name], server.run(found[name]))==('refused', '')
