@@ -100,7 +100,7 @@ def _exits(prog):
     def fail(msg, code): sys.exit(sys.stderr.write(f'{prog}: {msg}\n') and code)
     try:
         try: yield
-        finally: print(end='', flush=True)
+        finally: sys.stdout and sys.stdout.flush() # None without a console
     except UserError as e: fail(e, getattr(e, 'code', 2))
     except KeyboardInterrupt: fail('interrupted', 130)
     except OSError:

@@ -14,11 +14,13 @@ from numbers import Integral, Real
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #94312ece
+def _printable(s): return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in s)
+
 class UserError(ValueError):
     "Something a user asked for and can mend: one sentence with what was wrong and what would be right"
     def __init__(self, *args):
         super().__init__(*args)
-        self.said = super().__str__()
+        self.said = _printable(super().__str__()) # a path may hold line breaks
 
     def __str__(self): return self.said
 

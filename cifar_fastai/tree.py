@@ -30,6 +30,7 @@ def os_errors(
     try: yield
     except (OSError, SafetensorError) as e:
         why = getattr(e, 'strerror', None) or str(e).removeprefix('Error while serializing: ')
+        if len(why)>120: why = f'{why[:120]}...' # a damaged header may be in it
         raise UserError(f'{_shown(path)} {what} ({why}).') from e
 
 # %% ../nbs/08_tree.ipynb #326265dc

@@ -195,8 +195,9 @@ def test_no_output(monkeypatch, unbuffered):
     code = "from cifar_fastai.cli import cifar_train; cifar_train(argv=['--print-config'])"
     assert subprocess.run(['sh', '-c', f'{sys.executable} -c "{code}" >&-'], capture_output=True).returncode==0
     if not Path('/dev/full').exists(): return
-    with open('/dev/full', 'w') as f: got,_,err = ended(code, stdout=f)
-    assert got==2 and err.count('\n')==1 and 'No space left' in err
+    for argv,says in ('--print-config', 'No space left'),('--nope', 'There is no flag'): # a refusal writes nothing there
+        with open('/dev/full', 'w') as f: got,_,err = ended(code.replace('--print-config', argv), stdout=f)
+        assert got==2 and err.count('\n')==1 and says in err
 
 def test_other_broken_pipes(monkeypatch):
     'A pipe that is not the output is a bug'

@@ -1,0 +1,73 @@
+"A run that is killed again and again, at random moments and while it writes a checkpoint, ends as one that never was: the same files, bit for bit."
+import json, os, random, shutil, signal, time
+from contextlib import suppress
+from pathlib import Path
+import pytest
+from safetensors import safe_open
+from cifar_fastai import run, tree
+from cifar_fastai.recipe import read_config
+from test_run import as_the_checkpoint_has_it, elsewhere, files, last, log, processes # chkstyle: ignore
+
+argv = '--dataset digits --model lenet --fraction 0.1 --bs 16 --epochs 6 --sched onecycle --lr 0.05 --mixup --tricks EMA(0.9) --gpu cpu'.split()
+folder = Path('exps/killed/666')
+# names of the files that a kill while they are written leaves behind
+def unfinished(): return list(folder.glob('.tmp*'))
+
+def check_whole():
+    'Every file that is there is whole, apart from those that were being written; returns the finished epochs'
+    if (folder/'config.yaml').exists(): assert read_config(folder/'config.yaml')['mixup'] is True
+    if (folder/'environment.json').exists(): json.loads((folder/'environment.json').read_text())
+    if (folder/'log.csv').exists(): run.read_log(folder/'log.csv')
+    for o in folder.glob('[!.]*.safetensors'):
+        with safe_open(o, 'pt') as f: assert all(f.get_tensor(k) is not None for k in f.keys())
+    return run.run_progress(folder) or (0, 0)
+
+def state(name):
+    'All files of a run, apart from times'
+    res = {o.name:o.read_bytes() for o in Path(f'exps/{name}/666').iterdir()}
+    env = json.loads(res['environment.json'])
+    env.pop('started')
+    return res | {'environment.json':env, 'log.csv':log(name), 'last.safetensors':as_the_checkpoint_has_it(last(name))}
+
+def assert_same(name):
+    a,b = state(name),state('whole')
+    assert sorted(a)==sorted(b)==files
+    for k in a: assert a[k]==b[k], k
+
+def kill_at_random(pid, rng, took):
+    time.sleep(rng.uniform(0, 0.8*took))
+    with suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
+
+def kill_at_write(pid, rng, took):
+    'Kill as soon as a temporary file is there, after a few others, or at the latest after `took` seconds'
+    before,writes,end = set(unfinished()),rng.randrange(8),time.time()+took
+    while time.time()<end:
+        new = set(unfinished())-before
+        before |= new
+        writes -= len(new)
+        if writes<0: break
+    with suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
+
+@pytest.mark.parametrize('kills', [3, pytest.param(51, marks=pytest.mark.slow)])
+def test_killed(processes, kills):
+    start,rng = time.time(),random.Random(kills)
+    processes.start([*argv, '--name', 'whole'])
+    assert processes.ended()==0
+    took,killed,had,left,lives = time.time()-start,0,(0, 0),0,0
+    while killed<kills:
+        pid = processes.start([*argv, '--name', 'killed', '--resume'])
+        (kill_at_write if killed%2 else kill_at_random)(pid, rng, took)
+        if processes.ended()==0: # it was done before
+            assert_same('killed')
+            shutil.rmtree('exps/killed')
+            had,lives = (0, 0),lives+1
+            continue
+        killed,left = killed+1,left+bool(unfinished())
+        now = check_whole()
+        assert now>=had
+        had = now
+    processes.start([*argv, '--name', 'killed', '--resume'])
+    assert processes.ended()==0
+    assert_same('killed')
+    print(f'{kills} kills over {lives+1} runs of {took:.1f} s, {left} of them left a temporary file')
+    assert left>kills//10
