@@ -5,7 +5,8 @@ An input is a dict of literals: `files` to make, then `cmd` with `argv`, or `cod
     python tests/fuzz_server.py "the input, as the test prints it"
 
 Each has a folder of its own, and where the server runs as root, a user of its own: nothing it does can touch anything else."""
-import ast, encodings, faulthandler, importlib, io, json, os, pickle, pkgutil, re, resource, shutil, signal, socket, struct, sys, tarfile, tempfile, time, traceback, warnings, zipfile
+import ast, encodings, faulthandler, importlib, io, json, os, pickle, pkgutil, re, resource, shutil, signal, socket, struct, sys
+import tarfile, tempfile, time, traceback, warnings, zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -253,8 +254,7 @@ class Boxes:
     def __init__(self, root):
         self.root,self.n,self.strays = Path(root),0,set(outside())
         self.templates,self.area = self.root/'templates',self.root/'area'
-        for o in (self.root, self.templates, self.area):
-            o.mkdir(parents=True, exist_ok=True)
+        for o in (self.root, self.templates, self.area): o.mkdir(parents=True, exist_ok=True)
         self.own(self.area)
 
     def own(self, p):
