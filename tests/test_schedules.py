@@ -88,7 +88,7 @@ bad_settings = [ # of which policies, setting, values
     (('cosine_restarts',), 'T_0', (0, 1e-9, 'a', 1e30)), (('cosine_restarts',), 'T_mult', (0.5, 1e9, nan))]
 refused = [(p, {k:v}, k) for ps,k,vs in bad_settings for p in ps for v in vs]
 
-@pytest.mark.parametrize('policy,kwargs,name', refused, ids=lambda v: repr(v)[:50])
+@pytest.mark.parametrize('policy,kwargs,name', refused, ids=lambda v: repr(v).split(' at 0x')[0][:50])
 def test_refusals(policy, kwargs, name):
     'What makes no sense is refused in one sentence that names it, before anything happens; also where the curve is drawn'
     learn = synth_learner(n_trn=3, cbs=Callback(before_fit=lambda self: pytest.fail('the fit began')))
