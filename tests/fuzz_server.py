@@ -142,7 +142,7 @@ def build(files, templates):
                 elif p.is_dir(): shutil.rmtree(p)
                 special(p, *args)
             elif kind=='chmod': p.chmod(args[0])
-            else: p.write_bytes(damaged(p.read_bytes() if p.is_file() else b'', kind, *args))
+            elif p.is_file() or not os.path.lexists(p): p.write_bytes(damaged(p.read_bytes() if p.is_file() else b'', kind, *args))
 
 def tree_of(folder):
     'Every path below `folder` with what changes when it is written to'

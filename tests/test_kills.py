@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 import pytest
 from safetensors import safe_open
-from cifar_fastai import run, tree
+from cifar_fastai import run
 from cifar_fastai.recipe import read_config
 from test_run import as_the_checkpoint_has_it, elsewhere, files, last, log, processes # chkstyle: ignore
 
