@@ -5,7 +5,8 @@ An input is a dict of literals: `files` to make, then `cmd` with `argv`, or `cod
     python tests/fuzz_server.py "the input, as the test prints it"
 
 Each has a folder of its own, and where the server runs as root, a user of its own: nothing it does can touch anything else."""
-import ast, encodings, faulthandler, importlib, io, json, os, pickle, pkgutil, re, resource, shutil, signal, socket, struct, sys, tarfile, tempfile, time, traceback, warnings, zipfile
+import ast, encodings, faulthandler, importlib, io, json, os, pickle, pkgutil, re, resource, shutil, signal, socket, struct, subprocess, sys
+import tarfile, tempfile, time, traceback, warnings, zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -160,7 +161,7 @@ def tree_of(folder):
 def in_child(case, box, templates, pipe):
     'What happens in the process of an input'
     os.setsid()
-    for k,n in dict(RLIMIT_FSIZE=1<<28, RLIMIT_CORE=0, RLIMIT_NOFILE=256).items(): resource.setrlimit(getattr(resource, k), (n, n))
+    for k,n in dict(RLIMIT_FSIZE=1<<28, RLIMIT_CORE=0, RLIMIT_NOFILE=256, RLIMIT_CPU=2*limit).items(): resource.setrlimit(getattr(resource, k), (n, n))
     if os.getuid()==0:
         os.setgroups([])
         os.setgid(uid)
@@ -253,8 +254,7 @@ class Boxes:
     def __init__(self, root):
         self.root,self.n,self.strays = Path(root),0,set(outside())
         self.templates,self.area = self.root/'templates',self.root/'area'
-        for o in (self.root, self.templates, self.area):
-            o.mkdir(parents=True, exist_ok=True)
+        for o in (self.root, self.templates, self.area): o.mkdir(parents=True, exist_ok=True)
         self.own(self.area)
 
     def own(self, p):
@@ -301,8 +301,8 @@ def prepare(root):
     boxes = Boxes(root)
     train = 'import cifar_fastai.cli\ncifar_fastai.cli.cifar_train(argv=%r)\n'
     half = 'from cifar_fastai import tree\np = "exps/a/666/last.safetensors"\ntree.save_tree(p, tree.load_tree(p) | dict(epoch=1))\n'
-    for name,code in dict(finished=train%(flags+['--name', 'a']), interrupted=train%(flags+['--name', 'a'])+half,
-            row=train%(flags+['--row', '3.1/wideresnet', '--name', 'a'])).items():
+    a = flags+['--name', 'a']
+    for name,code in dict(finished=train%(a,), interrupted=train%(a,)+half, row=train%(a+['--row', '3.1/wideresnet'],)).items():
         res = boxes.run(dict(code=code), boxes.templates/f'{name}0')
         assert res['code']==0, res
         (boxes.templates/f'{name}0'/'exps'/'a'/'666').rename(boxes.templates/name)
@@ -315,6 +315,8 @@ def prepare(root):
 
 notes = '--nw has no meaning here', 'is resumed with' # what a command may say beside its outcome
 
+def within(path, folder): return path==folder or path.startswith(folder+os.sep)
+
 def verdict(case, res):
     'What became of an input, and what is wrong with that, if anything is'
     name = case['cmd'].replace('_', '-') if 'cmd' in case else 'python'
@@ -322,9 +324,8 @@ def verdict(case, res):
     lines = [o for o in err.splitlines() if not any(n in o for n in notes)]
     if res['told'] in ('time', 'memory'): return 'ended',f"took too much {res['told']}"
     if res['outside']: return 'outside',f"files outside of its folder: {res['outside']}"
-    outputs = [os.path.join('a', 'b', o) for o in case.get('outputs', [])]
-    if bad := [o for o in res['written'] if not any(os.path.normpath(p)==o or o.startswith(os.path.normpath(p)+os.sep) or os.path.normpath(p).startswith(o+os.sep) for p in outputs)]:
-        return 'outside',f'wrote {bad}, its outputs are {outputs}'
+    outputs = [os.path.normpath(os.path.join('a', 'b', o)) for o in case.get('outputs', [])]
+    if bad := [o for o in res['written'] if not any(within(o, p) or within(p, o) for p in outputs)]: return 'outside',f'wrote {bad}, its outputs are {outputs}'
     if 'Traceback' in err: return 'traceback','ended in a traceback'
     if code==0: return 'success',''
     if code in (143, -15) and res['told']=='soft': return 'interrupted',''
@@ -338,7 +339,6 @@ def verdict(case, res):
 class Server:
     'Runs inputs in a server of its own'
     def __init__(self, root):
-        import subprocess
         self.p = subprocess.Popen([sys.executable, __file__, 'serve', str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answer()
 
