@@ -380,7 +380,7 @@ def test_outcomes(server):
         assert verdict(case, server.run(case))==(outcome, '')
 
 # inputs that were faults
-found = dict(full_output=dict(cmd='cifar_zoo', argv=['--nope'], stdout='full'),
+found = dict(world=train | dict(patch='os.environ["WORLD_SIZE"] = ""'), full_output=dict(cmd='cifar_zoo', argv=['--nope'], stdout='full'),
     line_break=dict(cmd='cifar_train', argv=['--config', 'a\nb']), private_use=dict(cmd='cifar_train', argv=['--config', '\U000d2df4']),
     long_reason=dict(cmd='cifar_compare', argv=['r', 'r'], files=[('r', 'run', 'finished'), ('r/best.safetensors', 'header', 1256, 'x'*5000, False)]))
 
