@@ -278,7 +278,7 @@ functions = dict(cifar_dls='dataset root bs fraction valid holdout pad flip seed
     policy_values='policy n_epoch lr n_iter by gamma warmup up T_0 T_mult lr_min start milestones', CrossEntropy='weight reduction eps ignore_index', OneOf='p', as_image='o', run_kind='run', find_runs='exps', experiments='pattern', choose='table rows all', changed_recipe='e seed epochs bs lr fraction model', create_opt_func='name momentum betas eps',
     plan='rows seeds exps epochs', load_run='path root weights', mean_interval='xs', paired='xs ys', stratified='y part seed', image_weights='weights ds', set_seed='s', save_report='report out')
 known = dict(get_model='lenet', cifar_learner='toynet_s1_k3', changed_recipe='experiment("3.1/wideresnet")')
-checked = [o for o in functions if o not in ('run_kind', 'mean_interval', 'paired', 'stratified', 'set_seed', 'save_report', 'experiments', 'changed_recipe', 'plan', 'CrossEntropy', 'find_runs', 'load_run')]
+checked = [o for o in functions if o not in ('run_kind', 'mean_interval', 'paired', 'stratified', 'set_seed', 'save_report', 'experiments', 'changed_recipe', 'plan', 'CrossEntropy', 'find_runs', 'load_run', 'choose')]
 
 @composite
 def python_code(draw):
@@ -381,7 +381,7 @@ def test_outcomes(server):
 
 # inputs that were faults
 found = dict(world=train | dict(patch='os.environ["WORLD_SIZE"] = ""'), full_output=dict(cmd='cifar_zoo', argv=['--nope'], stdout='full'),
-    line_break=dict(cmd='cifar_train', argv=['--config', 'a\nb']), private_use=dict(cmd='cifar_train', argv=['--config', '\U000d2df4']),
+    no_device=dict(code='cifar_dls("digits", device=99)'), line_break=dict(cmd='cifar_train', argv=['--config', 'a\nb']), private_use=dict(cmd='cifar_train', argv=['--config', '\U000d2df4']),
     long_reason=dict(cmd='cifar_compare', argv=['r', 'r'], files=[('r', 'run', 'finished'), ('r/best.safetensors', 'header', 1256, 'x'*5000, False)]))
 
 @pytest.mark.parametrize('name', found)
