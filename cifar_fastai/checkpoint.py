@@ -116,6 +116,7 @@ def _check_opt(opt):
 def _set_grads(model, grads):
     for p,g in zip(model.parameters(), grads or []): p.grad = None if g is None else torch.empty_like(p).copy_(g)
 
+# %% ../nbs/61_checkpoint.ipynb #9b3c4aa1
 def load_learner_state(
     learn:Learner, # inside a fit
     sd:dict, # what `learner_state` returned

@@ -440,13 +440,14 @@ def test_sweep(capsys):
     argv = '--table 3.5 --dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64'.split()
     broken = Path('exps/3.5-shake_resnet26_2x64d_cutout_toynet_s1_k3_digits_bs64_fraction0.1_epochs1/0')
     broken.mkdir(parents=True)
-    (broken/'config.yaml').write_text('a: [')
+    (broken/'config.yaml').write_text('a: [\n')
+    (broken/'log.csv').write_text('epoch')
     with pytest.raises(SystemExit) as e: cifar_reproduce(argv=argv)
     out,err = capsys.readouterr()
     assert e.value.code==1 and out.count('accuracy')==3 and err.count('\n')==1 and 'cutout seed 0: ' in err and 'config.yaml has a value that is not plain' in err
-    runs = sorted(Path('exps').glob('*/0/log.csv'))
+    runs = sorted(o for o in Path('exps').glob('*/0/log.csv') if o.parent!=broken)
     before = [o.stat().st_mtime_ns for o in runs]
-    (broken/'config.yaml').unlink()
+    for o in broken.iterdir(): o.unlink()
     cifar_reproduce(argv=argv)
     assert [o.stat().st_mtime_ns for o in runs]==before and (broken/'log.csv').exists()
     cifar_report(argv=['--table', '3.5'])

@@ -2,7 +2,7 @@
 
 What is not training leaves weights, optimizer, files, random numbers and the state of callbacks bitwise as they were, and a fit
 with inference inside ends bitwise as without it. Interrupted and resumed equals uninterrupted for every stateful callback."""
-import copy, pickle, warnings
+import copy, warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,11 @@ from cifar_fastai.checkpoint import Checkpoint
 from cifar_fastai.core import UserError
 from cifar_fastai.data import cifar_dls
 from cifar_fastai.learner import cifar_learner
-from cifar_fastai.loop import managed, training_run
+from cifar_fastai.loop import loop_state, managed, training_run
 from cifar_fastai.mixers import Chain, CutMix, MixUp, OneOf
 from cifar_fastai.monitor import CPUUse, ImagesPerSecond, PeakMemory, TrainAccuracy
 from cifar_fastai.rng import learner_random
 from cifar_fastai.run import RunFolder
-from cifar_fastai.all import tricks # every trick is registered
 from test_contract import assert_same, batches, listed, make, names, net, our_learner, plain_learner, silent, state
 
 # callbacks beside the tricks: name -> function of a folder
@@ -119,11 +118,13 @@ def test_life(name, tmp_path):
     assert figures[0]==figures[1]
 
 class Nested(Callback):
-    'Does one thing after another inside a fit, at an event'
-    def __init__(self, event, todo, order=70): self.event,self.todo,self.order,self.results,self.i = event,todo,order,[],0
+    'Does one thing after another inside a fit, at an event; within the inference of others too if it is `deep`'
+    def __init__(self, event, todo, order=70, deep=False):
+        self.event,self.todo,self.order,self.deep,self.results,self.i = event,todo,order,deep,[],0
     def __getstate__(self): return dict(event='none', todo={}, order=self.order) # an exported one does nothing
     def __call__(self, event_name):
         if event_name!=self.event or event_name.endswith('batch') and self.iter!=1: return
+        if not self.deep and loop_state(self.learn).inference: return
         if event_name in ('after_pred', 'after_loss', 'before_batch', 'after_batch', 'after_backward', 'before_step') and not self.training: return
         names = list(self.todo)
         k = names[self.i%len(names)]
@@ -151,6 +152,19 @@ def test_inside(name, tmp_path):
         ends.append((state(learn), learn.recorder.lrs, [o.tolist() for o in learn.recorder.losses], [v[:2] for v in learn.recorder.values]))
     assert_same(ends[0][0], ends[1][0])
     assert ends[0][1:]==ends[1][1:]
+
+@pytest.mark.parametrize('name', ['KD', 'SWA', 'ShakeDrop'])
+def test_inside_inference(name, tmp_path):
+    'Inference within the inference of another callback'
+    ends = []
+    for k in ('a', 'b'):
+        learn = learner(name, tmp_path/k)
+        nested = [Nested(e, {'validate':infer['validate']}, deep=True) for e in ('before_train', 'before_validate', 'after_validate', 'after_batch')]
+        set_seed(1)
+        with silent(learn): learn.fit(2, 0.05, cbs=nested if k=='b' else None)
+        ends.append((state(learn), [v[:2] for v in learn.recorder.values]))
+    assert_same(ends[0][0], ends[1][0])
+    assert ends[0][1]==ends[1][1]
 
 @pytest.mark.slow
 @pytest.mark.parametrize('activity', infer)
@@ -274,18 +288,10 @@ class SkipStep(Callback):
 
 @pytest.mark.parametrize('name', ['EMA', 'Lookahead'])
 def test_counts_steps_that_happened(name):
-    learn = our_learner([make(name)])
-    seen = []
-    with silent(learn): learn.fit(2, cbs=[SkipStep(), Callback(after_epoch=lambda self: seen.append(self.learn.cbs[-3].n if False else getattr(self.learn, learn_name).n))])
+    cb,seen = make(name),[]
+    look = Callback(after_epoch=lambda self: seen.append(cb.n))
+    with silent(learn := our_learner([cb])): learn.fit(2, cbs=[SkipStep(), look])
     assert seen==[2, 4]
-
-learn_name = None
-
-@pytest.fixture(autouse=True)
-def _name(request):
-    global learn_name
-    name = request.node.callspec.params.get('name') if hasattr(request.node, 'callspec') else None
-    learn_name = {'EMA':'ema', 'Lookahead':'lookahead'}.get(name)
 
 # the end of a fit
 def early(losses, folder, stop=None, resume=True):

@@ -22,8 +22,8 @@ def write_run(exps, row, seed=1, accs=(0.5,0.7,0.6), name=None, env=None, data=N
     folder.mkdir(parents=True)
     (folder/'config.yaml').write_text(write_config(dict(row=row) | asdict(recipe)))
     environment = dict(cifar_fastai='0.1.0', commit='a'*40, python='3.11', torch='2.6', fastai='2.8', numpy='2', device='CPU', threads=1, started='2025-01-01T00:00:00',
-        data=dict(source=digest, split=dict(rule='stratified', fraction=recipe.part, valid='test', holdout=None), digest=f'{seed:064}', train_images=round(50_000*recipe.part),
-            test_images=10_000) | (data or {}))
+        data=dict(source=digest, split=dict(rule='first' if recipe.first_half else 'stratified', fraction=recipe.part, valid='test', holdout=None),
+            digest=f'{seed:064}', train_images=round(50_000*recipe.part), test_images=5_000 if recipe.first_half else 10_000) | (data or {}))
     (folder/'environment.json').write_text(json.dumps(environment | (env or {})))
     n = recipe.epochs if n_log is None else n_log
     accs = ([0.1]*n + list(accs))[-n:] if n else []
@@ -107,13 +107,13 @@ def edit(path, **kw):
 broken = {
     'unknown key':(lambda f: edit(f/'config.yaml', epoch=3), "no setting 'epoch': did you mean 'epochs'"),
     'unknown row':(lambda f: edit(f/'config.yaml', row='3.9/ss64_cn'), "no row '3.9/ss64_cn'"),
-    'row of no text':(lambda f: edit(f/'config.yaml', row=[1]), 'row is list'),
+    'row of no text':(lambda f: edit(f/'config.yaml', row=[1]), 'not plain'),
     'wrong type':(lambda f: edit(f/'config.yaml', epochs='many'), "epochs is 'many'"),
     'true is no number':(lambda f: edit(f/'config.yaml', bs=True), 'bs is True'),
     'cut between lines':(lambda f: (f/'config.yaml').write_text(re.sub('seed.*\n', '', (f/'config.yaml').read_text())), 'lacks seed'),
     'cut in a word':(lambda f: (f/'config.yaml').write_text((f/'config.yaml').read_text()[:-3]), 'cut off'),
     'two parts of the data':(lambda f: edit(f/'config.yaml', half=True, fraction=0.3), 'use one of them'),
-    'not yaml':(lambda f: (f/'config.yaml').write_text('a: [\n'), 'not YAML'),
+    'not yaml':(lambda f: (f/'config.yaml').write_text('a: [\n'), 'not plain'),
     'a date that is none':(lambda f: (f/'config.yaml').write_text('a: 2001-99-99\n'), 'not YAML'),
     'a list':(lambda f: (f/'config.yaml').write_text('- 1\n'), 'has no settings'),
     'empty':(lambda f: (f/'config.yaml').write_text(''), 'is empty'),

@@ -160,7 +160,7 @@ def test_killed_after_the_last_checkpoint(capsys, monkeypatch):
     monkeypatch.setattr(checkpoint, 'save_tree', save_and_end)
     monkeypatch.setattr(run.RunFolder, 'after_cancel_fit', lambda self: None)
     argv = small+['--epochs', '2', '--name', 'a']
-    with pytest.raises(KeyboardInterrupt): cifar_train(argv=argv)
+    with pytest.raises(SystemExit, match='130'): cifar_train(argv=argv)
     before = contents(last('a').parent)
     assert sorted(before)==files and len(log('a'))==2
     cifar_train(argv=argv)
