@@ -5,7 +5,7 @@ An input is a dict of literals: `files` to make, then `cmd` with `argv`, or `cod
     python tests/fuzz_server.py "the input, as the test prints it"
 
 Each has a folder of its own, and where the server runs as root, a user of its own: nothing it does can touch anything else."""
-import ast, encodings, faulthandler, importlib, io, json, os, pickle, pkgutil, re, resource, shutil, signal, socket, struct, subprocess, sys
+import ast, encodings, faulthandler, importlib, io, json, os, pickle, pkgutil, re, resource, select, shutil, signal, socket, struct, subprocess, sys
 import tarfile, tempfile, time, traceback, warnings, zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -171,6 +171,7 @@ def in_child(case, box, templates, pipe):
         HF_HUB_OFFLINE='1', HF_HOME=str(box/'home'/'hf'))
     tempfile.tempdir = None
     os.chdir(box/'a'/'b')
+    faulthandler.dump_traceback_later(limit-2, file=2)
     build(case.get('files', []), templates)
     with os.fdopen(pipe, 'wb') as f: pickle.dump(tree_of(box), f)
     err = os.open(box/'home'/'err', os.O_WRONLY|os.O_CREAT|os.O_TRUNC)
@@ -236,8 +237,10 @@ def fork(*args):
         os.close(r)
         child(*args, w)
     os.close(w)
-    with os.fdopen(r, 'rb') as f: data = f.read()
-    return pid,pickle.loads(data) if data else {}
+    data,end = b'',time.monotonic()+limit
+    with os.fdopen(r, 'rb', buffering=0) as f:
+        while select.select([f], [], [], max(0, end-time.monotonic()))[0] and (more := f.read(1<<16)): data += more
+    return pid,pickle.loads(data) if data.endswith(b'.') else {}
 
 def text(path): return path.read_bytes()[-20_000:].decode(errors='replace') if path.exists() else ''
 
