@@ -964,9 +964,13 @@ def _train_weights(weights, idxs, n, ds):
 
 def _device(device):
     "A device by any name that torch knows; None: fastai's default"
-    try: return default_device() if device is None else torch.device(device)
-    except (RuntimeError, TypeError, ValueError):
-        raise UserError(f"device is {short(device)}: it must be a torch device, 'cpu' or 'cuda' say.") from None
+    if device is None: return default_device()
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device) # is it there?
+        return device
+    except (RuntimeError, TypeError, ValueError, AssertionError):
+        raise UserError(f"device is {short(device)}: it must be a torch device that is available here, 'cpu' or 'cuda' say.") from None
 
 # %% ../nbs/10_data.ipynb #93bd6bab
 def cifar_dls(

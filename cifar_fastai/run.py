@@ -498,8 +498,8 @@ def train(
     return folder
 
 def _one_process():
-    n = os.environ.get('WORLD_SIZE', '')
-    if n not in ('', '0', '1'): raise UserError(f'WORLD_SIZE is {short(n)}, as torchrun sets it: a run trains on one device, in one process.')
+    n = os.environ.get('WORLD_SIZE', '0')
+    if n not in ('0', '1'): raise UserError(f'WORLD_SIZE is {short(n)}, as torchrun sets it: a run trains on one device, in one process.')
 
 # %% ../nbs/62_run.ipynb #fe795848
 def report(folder)->str:

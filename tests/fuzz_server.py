@@ -5,7 +5,7 @@ An input is a dict of literals: `files` to make, then `cmd` with `argv`, or `cod
     python tests/fuzz_server.py "the input, as the test prints it"
 
 Each has a folder of its own, and where the server runs as root, a user of its own: nothing it does can touch anything else."""
-import ast, encodings, faulthandler, importlib, io, json, os, pickle, pkgutil, re, resource, shutil, signal, socket, struct, sys
+import ast, encodings, faulthandler, importlib, io, json, os, pickle, pkgutil, re, resource, select, shutil, signal, socket, struct, subprocess, sys
 import tarfile, tempfile, time, traceback, warnings, zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -143,7 +143,7 @@ def build(files, templates):
                 elif p.is_dir(): shutil.rmtree(p)
                 special(p, *args)
             elif kind=='chmod': p.chmod(args[0])
-            else: p.write_bytes(damaged(p.read_bytes() if p.is_file() else b'', kind, *args))
+            elif p.is_file() or not os.path.lexists(p): p.write_bytes(damaged(p.read_bytes() if p.is_file() else b'', kind, *args))
 
 def tree_of(folder):
     'Every path below `folder` with what changes when it is written to'
@@ -161,7 +161,7 @@ def tree_of(folder):
 def in_child(case, box, templates, pipe):
     'What happens in the process of an input'
     os.setsid()
-    for k,n in dict(RLIMIT_FSIZE=1<<28, RLIMIT_CORE=0, RLIMIT_NOFILE=256).items(): resource.setrlimit(getattr(resource, k), (n, n))
+    for k,n in dict(RLIMIT_FSIZE=1<<28, RLIMIT_CORE=0, RLIMIT_NOFILE=256, RLIMIT_CPU=2*limit).items(): resource.setrlimit(getattr(resource, k), (n, n))
     if os.getuid()==0:
         os.setgroups([])
         os.setgid(uid)
@@ -171,6 +171,7 @@ def in_child(case, box, templates, pipe):
         HF_HUB_OFFLINE='1', HF_HOME=str(box/'home'/'hf'))
     tempfile.tempdir = None
     os.chdir(box/'a'/'b')
+    faulthandler.dump_traceback_later(limit-2, file=2)
     build(case.get('files', []), templates)
     with os.fdopen(pipe, 'wb') as f: pickle.dump(tree_of(box), f)
     err = os.open(box/'home'/'err', os.O_WRONLY|os.O_CREAT|os.O_TRUNC)
@@ -236,8 +237,10 @@ def fork(*args):
         os.close(r)
         child(*args, w)
     os.close(w)
-    with os.fdopen(r, 'rb') as f: data = f.read()
-    return pid,pickle.loads(data) if data else {}
+    data,end = b'',time.monotonic()+limit
+    with os.fdopen(r, 'rb', buffering=0) as f:
+        while select.select([f], [], [], max(0, end-time.monotonic()))[0] and (more := f.read(1<<16)): data += more
+    return pid,pickle.loads(data) if data.endswith(b'.') else {}
 
 def text(path): return path.read_bytes()[-20_000:].decode(errors='replace') if path.exists() else ''
 
@@ -301,8 +304,8 @@ def prepare(root):
     boxes = Boxes(root)
     train = 'import cifar_fastai.cli\ncifar_fastai.cli.cifar_train(argv=%r)\n'
     half = 'from cifar_fastai import tree\np = "exps/a/666/last.safetensors"\ntree.save_tree(p, tree.load_tree(p) | dict(epoch=1))\n'
-    for name,code in dict(finished=train%(flags+['--name', 'a']), interrupted=train%(flags+['--name', 'a'])+half,
-            row=train%(flags+['--row', '3.1/wideresnet', '--name', 'a'])).items():
+    a = flags+['--name', 'a']
+    for name,code in dict(finished=train%(a,), interrupted=train%(a,)+half, row=train%(a+['--row', '3.1/wideresnet'],)).items():
         res = boxes.run(dict(code=code), boxes.templates/f'{name}0')
         assert res['code']==0, res
         (boxes.templates/f'{name}0'/'exps'/'a'/'666').rename(boxes.templates/name)
@@ -315,6 +318,8 @@ def prepare(root):
 
 notes = '--nw has no meaning here', 'is resumed with' # what a command may say beside its outcome
 
+def within(path, folder): return path==folder or path.startswith(folder+os.sep)
+
 def verdict(case, res):
     'What became of an input, and what is wrong with that, if anything is'
     name = case['cmd'].replace('_', '-') if 'cmd' in case else 'python'
@@ -322,9 +327,8 @@ def verdict(case, res):
     lines = [o for o in err.splitlines() if not any(n in o for n in notes)]
     if res['told'] in ('time', 'memory'): return 'ended',f"took too much {res['told']}"
     if res['outside']: return 'outside',f"files outside of its folder: {res['outside']}"
-    outputs = [os.path.join('a', 'b', o) for o in case.get('outputs', [])]
-    if bad := [o for o in res['written'] if not any(os.path.normpath(p)==o or o.startswith(os.path.normpath(p)+os.sep) or os.path.normpath(p).startswith(o+os.sep) for p in outputs)]:
-        return 'outside',f'wrote {bad}, its outputs are {outputs}'
+    outputs = [os.path.normpath(os.path.join('a', 'b', o)) for o in case.get('outputs', [])]
+    if bad := [o for o in res['written'] if not any(within(o, p) or within(p, o) for p in outputs)]: return 'outside',f'wrote {bad}, its outputs are {outputs}'
     if 'Traceback' in err: return 'traceback','ended in a traceback'
     if code==0: return 'success',''
     if code in (143, -15) and res['told']=='soft': return 'interrupted',''
@@ -338,7 +342,6 @@ def verdict(case, res):
 class Server:
     'Runs inputs in a server of its own'
     def __init__(self, root):
-        import subprocess
         self.p = subprocess.Popen([sys.executable, __file__, 'serve', str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answer()
 

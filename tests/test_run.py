@@ -1,6 +1,5 @@
 "Runs: what they leave, going on after a kill at any moment, full disks, two processes at once, files that are not what they should be."
-import csv,errno,json,os,random,select,shutil,signal,subprocess,sys,time
-from contextlib import suppress
+import csv,errno,json,os,select,shutil,signal,subprocess,sys,time
 from pathlib import Path
 import pytest
 from safetensors import safe_open
@@ -136,33 +135,6 @@ def check_whole(name):
     if (folder/'log.csv').exists(): run.read_log(folder/'log.csv')
     for o in folder.glob('*.safetensors'):
         with safe_open(o, 'pt') as f: assert all(f.get_tensor(k) is not None for k in f.keys())
-
-@pytest.mark.parametrize('kills,tricks', [(3, 'EMA(0.9)'), pytest.param(20, 'EMA(0.9) Lookahead(k=3) RandomErasing TrivialAugment', marks=pytest.mark.slow)])
-def test_killed(processes, kills, tricks):
-    'Killed at random moments and gone on with: bitwise the uninterrupted run, no corrupt file, no lost epoch that a checkpoint had'
-    argv = small+['--epochs', '8', '--sam', '--tricks', tricks.replace(' ', ',')]
-    start = time.time()
-    processes.start(argv+['--name', 'whole'])
-    assert processes.ended()==0
-    took,rng,killed,had = time.time()-start,random.Random(0),0,0
-    while killed<kills:
-        pid = processes.start(argv+['--name', 'killed', '--resume'])
-        time.sleep(rng.uniform(0, 1.2*took/(kills if had<7 else 1)**0.5))
-        with suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
-        if processes.ended()==0: # it was done before
-            assert_same_end('killed', 'whole')
-            shutil.rmtree('exps/killed')
-            had = 0
-            continue
-        killed += 1
-        check_whole('killed')
-        now = tree.load_tree(last('killed'), ['epoch'])['epoch'] if last('killed').exists() else 0
-        assert now>=had
-        had = now
-    processes.start(argv+['--name', 'killed', '--resume'])
-    assert processes.ended()==0
-    assert_same_end('killed', 'whole')
-    assert sorted(o.name for o in Path('exps/killed/666').iterdir())==files
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end(processes, signum):
