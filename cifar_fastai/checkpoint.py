@@ -90,15 +90,15 @@ def _inexact(cb):
 # %% ../nbs/61_checkpoint.ipynb #7f2049d3
 def learner_state(
     learn:Learner, # inside a fit
-    epoch:int, # completed epochs
-    begun:dict, # attributes of other callbacks at the start of the fit, by name
+    epoch:int=None, # completed epochs; default those up to the current one, included
+    begun:dict=None, # attributes of other callbacks at the start of the fit, by name
 )->dict:
     "Everything that determines how `learn` goes on"
     scaler,grads = getattr(learn, 'scaler', None),[p.grad for p in learn.model.parameters()]
     if not any(g is not None and g.any() for g in grads): grads = None
     own = {k:cb.state_dict() for k,cb in _own_state(learn).items()}
-    others = {k:sd for k,cb in _others(learn).items() if (sd := _other_state(cb, begun.get(k, {})))}
-    where = dict(epoch=epoch, train_iter=learn.train_iter, random=learner_random(learn), recorder=_recorder_state(learn.recorder))
+    others = {k:sd for k,cb in _others(learn).items() if (sd := _other_state(cb, (begun or {}).get(k, {})))}
+    where = dict(epoch=ifnone(epoch, learn.epoch+1), train_iter=learn.train_iter, random=learner_random(learn), recorder=_recorder_state(learn.recorder))
     weights = dict(model=learn.model.state_dict(), opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(), grads=grads)
     return where | weights | dict(tricks=own, others=others)
 
