@@ -681,10 +681,6 @@ def crop_flip(
 # %% ../nbs/10_data.ipynb #d4a10c06
 _max_pad = 32
 
-def _check_bool(name, v):
-    "Refuse what is neither True nor False"
-    if not isinstance(v, (bool,np.bool_)): raise UserError(f'{name} is {short(v)}: it must be True or False.')
-
 # %% ../nbs/10_data.ipynb #39947a49
 class CropFlip(ItemTransform):
     "Random crop and mirroring of every image of a batch"
@@ -694,7 +690,7 @@ class CropFlip(ItemTransform):
         flip=True, # mirror half of the images?
         stream=None, # random numbers
     ):
-        _check_bool('flip', flip)
+        check_bool('flip', flip)
         self.pad,self.flip,self.stream = check_range('pad', pad, 0, _max_pad, whole=True),flip,stream or Stream()
 
     def encodes(self, b):
@@ -998,7 +994,7 @@ def cifar_dls(
     val_bs = check_range('val_bs', ifnone(val_bs, bs), 1, 10**6, whole=True)
     (ds,path),device = _dataset(dataset),_device(device)
     pad,flip = check_range('pad', ifnone(pad, ds.pad), 0, _max_pad, whole=True),ifnone(flip, ds.flip)
-    for k,v in dict(flip=flip, drop_last=drop_last).items(): _check_bool(k, v)
+    for k,v in dict(flip=flip, drop_last=drop_last).items(): check_bool(k, v)
     data_places(root)
     im = cached_images(path) if path else dataset_images(ds, root)
     splits,idxs,done = _splits(im, valid, fraction, holdout, rule, seed)

@@ -183,10 +183,10 @@ class Job:
     state:str # missing, broken off, or done
 
 def _state(folder, epochs):
-    from cifar_fastai.tree import load_tree
+    from cifar_fastai.run import run_progress
     last = folder/'last.safetensors'
     if not last.exists(): return 'missing'
-    return 'done' if load_tree(last, ['epoch']).get('epoch', 0)>=epochs else 'broken off'
+    return 'done' if run_progress(folder)[0]>=epochs else 'broken off'
 
 def plan(
     rows:list, # of `Experiment`
