@@ -76,7 +76,7 @@ def callback_state(learn, recorder=True):
     'The attributes of our callbacks, of trackers and of the Recorder'
     skip = {'learn', 'progress'} | (set() if recorder else {'recorder'})
     return {type(cb).__name__:plain({k:v for k,v in vars(cb).items() if k not in ('learn', 'run', '_stream')}) for cb in learn.cbs
-        if cb.name not in skip and not isinstance(cb, (ProgressCallback, Nested))}
+        if cb.name not in skip and not isinstance(cb, (ProgressCallback, Nested, InferenceLog))}
 
 def snapshot(learn, recorder=True):
     'All that must be as before'
@@ -152,6 +152,22 @@ def test_inside(name, tmp_path):
         ends.append((state(learn), learn.recorder.lrs, [o.tolist() for o in learn.recorder.losses], [v[:2] for v in learn.recorder.values]))
     assert_same(ends[0][0], ends[1][0])
     assert ends[0][1:]==ends[1][1:]
+
+class InferenceLog(Callback):
+    'The events of inference inside a fit'
+    order,seen = 45,()
+    def __getstate__(self): return dict(learn=self.learn)
+    def __call__(self, event_name):
+        if training_run(self.learn) and loop_state(self.learn).inference: self.seen = (*self.seen, event_name)
+
+@pytest.mark.parametrize('activity', infer)
+def test_no_event_of_a_fit_inside(activity, tmp_path):
+    "Inference inside a fit fires no event of a fit or an epoch on anybody's callback"
+    learn,log = our_learner(path=tmp_path),InferenceLog()
+    learn.add_cb(log)
+    with silent(learn): learn.fit(1, cbs=Nested('after_epoch', {activity:infer[activity]}))
+    assert not {*log.seen} & {'before_fit', 'before_epoch', 'after_epoch', 'after_fit', 'after_cancel_epoch', 'after_cancel_fit'}
+    assert activity=='export' or 'before_validate' in log.seen
 
 @pytest.mark.parametrize('name', ['KD', 'SWA', 'ShakeDrop'])
 def test_inside_inference(name, tmp_path):
