@@ -1,8 +1,22 @@
 "One thread a worker: two workers whose kernels use every core each wait for one another, and take ten times as long."
-import os
+import os, signal
 from contextlib import contextmanager
 import pytest
 os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='agg') # read when torch and matplotlib are imported; what the tests start has them too
+
+class TooLong(BaseException): pass # what is no `Exception` cannot be taken for damaged data
+
+@contextmanager
+def time_limit(seconds=20):
+    'Fail instead of hanging'
+    def late(*_): raise TooLong(f'still busy after {seconds} s')
+    if not hasattr(signal, 'SIGALRM'): return (yield)
+    old = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try: yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
 
 @pytest.fixture
 def full_disk(monkeypatch):

@@ -1,10 +1,11 @@
 "Data: damaged caches, hostile archives, special files, and images in every form, each loaded right or refused in one sentence."
-import bz2, gzip, io, lzma, os, pickle, random, signal, socket, stat, struct, tarfile, warnings, zipfile
+import bz2, gzip, io, lzma, os, pickle, random, socket, stat, struct, tarfile, warnings, zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.vision.all import CategoryMap, Image, TensorImage, mkdir
 from cifar_fastai.core import UserError
+from conftest import time_limit
 from cifar_fastai.data import *
 from cifar_fastai.data import _fingerprint
 from test_data import at_home # chkstyle: ignore
@@ -19,19 +20,6 @@ def refused(match=''):
     "One printable line as `UserError`"
     with pytest.raises(UserError, match=match) as e: yield e
     assert str(e.value).isprintable() and str(e.value)[-1] in '.?'
-
-class TooLong(BaseException): pass # what is no `Exception` cannot be taken for damaged data
-
-@contextmanager
-def in_time(seconds=5):
-    "Fail rather than wait for ever for something that never comes"
-    def late(*_): raise TooLong
-    old = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try: yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
 
 def same(a, b): return all(torch.equal(p, q) and p.dtype==q.dtype for p,q in zip(a[:4], b[:4])) and a.vocab==b.vocab
 
@@ -101,7 +89,7 @@ def test_a_cache_file_that_is_no_file(cached, tmp_path, kind):
     fn.unlink()
     make_special(kind, fn, other)
     before = fn.lstat().st_ino,other.read_bytes()
-    with in_time(): assert same(cached_images(root), im)
+    with time_limit(): assert same(cached_images(root), im)
     assert (fn.lstat().st_ino,other.read_bytes())==before
 
 @pytest.mark.parametrize('name', ['n'*250, b'caf\xe9 \xff'.decode(errors='surrogateescape')])
@@ -166,7 +154,7 @@ def links_tar(path):
 def test_archive_bombs(tmp_path, name, make):
     "Whatever an archive unpacks to, no more than a limit is read"
     make(tmp_path/name)
-    with in_time(60), refused('unpacks to more than .* MiB'): read_images(tmp_path/name)
+    with time_limit(60), refused('unpacks to more than .* MiB'): read_images(tmp_path/name)
 
 @pytest.mark.parametrize('suffix', ['','.zip','.tar'])
 def test_too_many_files(tmp_path, monkeypatch, suffix):
@@ -257,10 +245,10 @@ def test_special_files(tmp_path, kind, layout, name):
     root = write(dict(d=layout), tmp_path/'x')
     (root/'d'/name).unlink(missing_ok=True)
     make_special(kind, root/'d'/name)
-    with in_time(), refused(f'{Path(name).name} cannot be read'): cached_images(root)
+    with time_limit(), refused(f'{Path(name).name} cannot be read'): cached_images(root)
     (root/'d'/name).rename(root/'d/notes')
     if name=='test/b/9.png':
-        with in_time(): assert len(cached_images(root).test_y)==4
+        with time_limit(): assert len(cached_images(root).test_y)==4
 
 @pytest.mark.parametrize('kind', specials)
 def test_special_sources(tmp_path, monkeypatch, kind):
@@ -268,7 +256,7 @@ def test_special_sources(tmp_path, monkeypatch, kind):
     path = mkdir(tmp_path/'r')/'cifar10.tgz'
     make_special(kind, path)
     monkeypatch.setitem(datasets, 'cifar10', DataSet('cifar10', 'cifar10', 'http://127.0.0.1:9/x.tgz', n_out=10))
-    with in_time():
+    with time_limit():
         for f in (lambda: cifar_dls(path), lambda: cifar_dls('cifar10', root=path), lambda: cifar_dls('cifar10', root=tmp_path/'r'),
             lambda: list(files_in(path)), lambda: as_image(path)):
             with refused(): f()
@@ -277,7 +265,7 @@ def test_a_huge_file(tmp_path):
     "A hole of a terabyte"
     root = write(dict(d=good), tmp_path/'x')
     with open(root/'d/train/a/0.png', 'wb') as f: f.truncate(1<<40)
-    with in_time(), refused('0.png cannot be read .*larger than'): read_images(root)
+    with time_limit(), refused('0.png cannot be read .*larger than'): read_images(root)
 
 @pytest.mark.skipif(os.geteuid()==0, reason='the superuser may read everything')
 def test_unreadable(tmp_path):
@@ -313,7 +301,7 @@ def test_link_cycles(tmp_path):
     for i in 'pq': mkdir(root/'d'/i)
     (root/'d/p/q').symlink_to('../q')
     (root/'d/q/p').symlink_to('../p')
-    with in_time(): im = cached_images(root)
+    with time_limit(): im = cached_images(root)
     assert im.vocab==['a','b'] and len(im.train_y)==4
 
 # What batches hold
@@ -395,7 +383,7 @@ def test_damage_of_every_kind(tmp_path, layout, suffix):
             if how=='i': data[i:i] = rand.choice([b'\xff',b'\0',b'.',b'\x7f'])*n
         return bytes(data)
     ends = dict(images=0, refused=0)
-    with in_time(120), warnings.catch_warnings():
+    with time_limit(120), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for i in range(60):
             if suffix:
@@ -549,7 +537,7 @@ def test_black_and_white_arrays():
     np.zeros((32,32), complex), np.zeros((32,32), object), np.full((32,32), 'a'), (), [], None, 3, b'', b'nope', '', 'a\0b',
     'x'*5000, '/dev/zero', object(), {}], ids=lambda o: 'object' if type(o) is object else str(o)[:25])
 def test_what_is_no_image(o):
-    with in_time(), refused('cannot be read'): as_image(o)
+    with time_limit(), refused('cannot be read'): as_image(o)
 
 def test_float_images_may_round():
     "What a resize leaves a rounding error outside"

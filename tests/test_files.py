@@ -1,6 +1,6 @@
 'Files: outputs never damage anything, checkpoints reach the disk, a folder belongs to one run, and damaged files are reported in one sentence.'
-import csv, json, os, re, shutil, signal, socket, subprocess, sys
-from contextlib import contextmanager, redirect_stdout
+import csv, json, os, re, shutil, socket, subprocess, sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from cifar_fastai import data, run, tree
 from cifar_fastai.cli import cifar_compare, cifar_train
 from cifar_fastai.core import UserError
+from conftest import time_limit
 from cifar_fastai.recipe import Recipe
 from cifar_fastai.results import compare_runs, read_run, report_runs, save_report
 from cifar_fastai.run import train
@@ -64,18 +65,6 @@ def tree_of(folder):
         st = p.lstat()
         return st.st_mode,os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else None
     return {o.relative_to(folder).as_posix():state(o) for o in sorted(Path(folder).rglob('*'))}
-
-@contextmanager
-def limit(seconds=20):
-    'Fail instead of hanging'
-    def late(*_): raise TimeoutError(f'still busy after {seconds} s')
-    if not hasattr(signal, 'SIGALRM'): return (yield)
-    old = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try: yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
 
 # -- outputs
 
@@ -142,7 +131,7 @@ def test_reports_replace_regular_files_only(finished, name, kind):
 def test_exports_go_to_folders(finished, kind):
     special[kind](Path('out'))
     before = tree_of('.')
-    with limit(): refused(lambda: export_run(finished, 'out'), 'out')
+    with time_limit(): refused(lambda: export_run(finished, 'out'), 'out')
     assert tree_of('.')==before
 
 def test_commands_refuse_before_they_work(finished, monkeypatch):
@@ -300,7 +289,7 @@ def test_a_lock_that_is_no_file(kind):
     special[kind](Path('exps/small/1/.lock'))
     if kind=='link': Path('precious').rename('exps/small/1/precious')
     before = tree_of('.')
-    with limit(): refused(small, '.lock')
+    with time_limit(): refused(small, '.lock')
     assert tree_of('.')==before
 
 def test_a_folder_that_vanishes(monkeypatch):
@@ -522,7 +511,7 @@ def survey(folder, readers):
     bad = []
     for k,read in readers.items():
         try:
-            with limit(): read(folder)
+            with time_limit(): read(folder)
         except UserError as e:
             if '\n' in str(e) or len(str(e))>1500 or not str(e).isprintable(): bad.append(f'{k}: {e}'[:200])
         except Exception as e: bad.append(f'{k}: {type(e).__name__}: {e}'[:300])
