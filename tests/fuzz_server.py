@@ -291,9 +291,10 @@ def prepare(root):
     os.environ.pop('WORLD_SIZE', None)
     import torch
     torch.set_num_threads(1)
-    import cifar_fastai.all, cifar_fastai.bench, cifar_fastai.cli, cifar_fastai.zoo.plain, sklearn.datasets, matplotlib.pyplot, scipy.stats, huggingface_hub # chkstyle: ignore
-    for o in pkgutil.iter_modules(encodings.__path__): # what is imported later may lie where another user may not read
-        with suppress(ImportError): importlib.import_module(f'encodings.{o.name}')
+    import cifar_fastai, sklearn.datasets, matplotlib.pyplot, scipy.stats, huggingface_hub # chkstyle: ignore
+    for package in cifar_fastai,encodings: # what is imported later may lie where another user may not read
+        for o in pkgutil.walk_packages(package.__path__, f'{package.__name__}.'):
+            with suppress(ImportError): importlib.import_module(o.name)
     from dataclasses import replace
     from cifar_fastai import data
     im = data.digit_images()

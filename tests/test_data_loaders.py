@@ -5,7 +5,8 @@ from fastai.vision.all import CrossEntropyLossFlat, Learner, PartialDL, Transfor
 from cifar_fastai.data import *
 from test_data import at_home, real_cifar10 # chkstyle: ignore
 from test_data import binary_layout, image_layout, python_layout, write
-from test_data_faults import in_time, make_special, refused
+from conftest import time_limit
+from test_data_faults import make_special, refused
 
 torch.set_num_threads(1)
 def digits(**kw): return cifar_dls('digits', **dict(dict(device='cpu', bs=64), **kw))
@@ -253,7 +254,7 @@ def test_drop_last():
     (dict(dataset='cifar10', root='nowhere'), 'root is'),
     (dict(device='gpu9'), "device is 'gpu9'"), (dict(device=[]), r'device is \[\]')], ids=lambda o: o[:40] if isinstance(o, str) else '-')
 def test_arguments(kw, message):
-    with in_time(), refused(message): cifar_dls(**dict(dict(dataset='digits', device='cpu'), **kw))
+    with time_limit(), refused(message): cifar_dls(**dict(dict(dataset='digits', device='cpu'), **kw))
 
 def test_numbers_of_numpy_and_torch():
     a = digits(bs=np.int64(64), seed=torch.tensor(3), fraction=np.float32(0.5), pad=np.uint8(2), val_bs=torch.tensor(32))
@@ -286,4 +287,4 @@ def test_nothing_to_predict():
 @pytest.mark.parametrize('part', ['','.part'])
 def test_a_download_into_what_is_no_file(tmp_path, monkeypatch, kind, part):
     make_special(kind, mkdir(tmp_path/'r')/f'x.tgz{part}')
-    with in_time(), refused('is not a regular file'): download_archive('http://127.0.0.1:9/x.tgz', tmp_path/'r', '0'*64)
+    with time_limit(), refused('is not a regular file'): download_archive('http://127.0.0.1:9/x.tgz', tmp_path/'r', '0'*64)
