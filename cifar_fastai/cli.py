@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated
 from fastcore.script import anno_parser
 from .core import *
-from .recipe import *
+from .runs.config import *
 
 # %% ../nbs/90_cli.ipynb #678b08f5
 def _parser(func, prog, also, fields):
@@ -142,7 +142,7 @@ def _shown(settings, fields):
 # %% ../nbs/90_cli.ipynb #a96ad9f9
 def _row(given):
     "The recipe of `--row`"
-    from cifar_fastai.experiments import changed_recipe, experiment
+    from cifar_fastai.studies.experiments import changed_recipe, experiment
     if given.get('row') is None: return '',{}
     names = {f.name for f in dataclasses.fields(Recipe)} - {'seed'}
     r = changed_recipe(experiment(given['row']), **{k:v for k,v in given.items() if k in names})
@@ -162,8 +162,8 @@ def cifar_train(
     **kwargs # fields of `Recipe`
 ):
     "Train a backbone and keep the run in exps/NAME/SEED/"
-    from cifar_fastai.experiments import experiment, run_name
-    from cifar_fastai.run import report, train
+    from cifar_fastai.studies.experiments import experiment, run_name
+    from cifar_fastai.runs.train import report, train
     if nw is not None: print('cifar-train: --nw has no meaning here: there are no workers.', file=sys.stderr)
     recipe = Recipe(**kwargs)
     if row and not name: name = run_name(experiment(row), recipe)
@@ -181,8 +181,8 @@ def cifar_lr_find(
 ):
     "Train with a learning rate that rises step by step, draw the loss over it, and suggest one"
     import matplotlib.pyplot as plt
-    from cifar_fastai.run import recipe_learner, run_device
-    from cifar_fastai.tree import atomic_write, check_output
+    from cifar_fastai.runs.train import recipe_learner, run_device
+    from cifar_fastai.serialize import atomic_write, check_output
     check_output(out)
     learn = recipe_learner(Recipe(**kwargs), root, run_device(gpu))
     with learn.no_bar(): lr = learn.lr_find(num_it=num_it).valley
@@ -210,9 +210,9 @@ def cifar_reproduce(
     dry_run:Switch=False, # only show what is to run, and about how long it will take?
 ):
     "Run what is missing of published rows; started again, it goes on"
-    from cifar_fastai.experiments import check_jobs, choose, plan, reproduce
+    from cifar_fastai.studies.experiments import check_jobs, select_experiments, plan, reproduce
     changes = dict(epochs=epochs, fraction=fraction, model=model, bs=bs, lr=lr, dataset=dataset)
-    jobs = plan(choose(table, rows, all), seeds, exps, **changes)
+    jobs = plan(select_experiments(table, rows, all), seeds, exps, **changes)
     check_jobs(jobs, root, gpu, data=not dry_run)
     if dry_run: return print(_dry(jobs, root, gpu))
     if n := _processes(workers, gpu): return _spread(n, _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, **changes), gpu)
@@ -270,7 +270,7 @@ def _duration(s): return f'{s/3600:.1f} h' if s>=3600 else f'{s/60:.0f} min' if 
 
 def _dry(jobs, root, gpu):
     "What there is, what is to run, and about how long it will take on one device"
-    from cifar_fastai.experiments import estimate
+    from cifar_fastai.studies.experiments import estimate
     times = estimate(jobs, root, gpu)
     def said(t): return t if isinstance(t, str) else '' if not t else f'about {_duration(t)}'
     rows = [dict(row=j.row.id, seed=j.recipe.seed, state=j.state, time=said(t)) for j,t in zip(jobs, times)]
@@ -287,9 +287,9 @@ def cifar_report(
     pool_code:Switch=False, # count runs of different versions of the library together?
 ):
     "Compare the runs with the published rows, and write report.md, report.csv, report.png and report.html"
-    from cifar_fastai.experiments import choose
-    from cifar_fastai.results import report_runs, save_report
-    chosen = [e.id for e in choose(table, rows)] if table or rows else '*'
+    from cifar_fastai.studies.experiments import select_experiments
+    from cifar_fastai.studies.report import report_runs, save_report
+    chosen = [e.id for e in select_experiments(table, rows)] if table or rows else '*'
     report = report_runs(exps, chosen, pool_code=pool_code)
     print(report, *save_report(report, out), sep='\n')
 
@@ -301,8 +301,8 @@ def cifar_compare(
     out:str=None, # file for a picture of both
 ):
     "Say what differs between two runs, in what they are and in how they went"
-    from cifar_fastai.results import compare_runs
-    from cifar_fastai.tree import atomic_write, check_output
+    from cifar_fastai.studies.report import compare_runs
+    from cifar_fastai.serialize import atomic_write, check_output
     if out is not None: check_output(out)
     c = compare_runs(a, b)
     print(c)
@@ -321,7 +321,7 @@ def cifar_export(
     private:Switch=False, # for you alone, if the repository is new?
 ):
     "Write a run's weights, model card and settings to a folder that load_run reads"
-    from cifar_fastai.share import export_run, push_run
+    from cifar_fastai.runs.export import export_run, push_run
     out = export_run(run, out, weights, root)
     print(f'{out}/ holds model.safetensors, README.md (the model card) and config.json: load_run({str(out)!r}) gives a Learner that predicts')
     if push: print(push_run(out, push, private))
@@ -338,7 +338,7 @@ def cifar_zoo(
     name:Annotated[str, dict(nargs='?', opt=False)]='*', # a backbone, whose stages are shown, or a pattern as 'resnet*'
 ):
     "List the backbones, or show the stages of one"
-    from cifar_fastai.backbones import find_model,model_summary,zoo_table
+    from cifar_fastai.zoo.registry import find_model, model_summary, zoo_table
     rows = zoo_table(name) if any(c in name for c in '*?[') else []
     if not rows: find_model(name)
     print(_table(rows) if rows else model_summary(name))
@@ -355,13 +355,13 @@ def cifar_bench(
     data:str=None, # the data in words, for the file (default: data set and fraction)
 ):
     "Measure an epoch beside a bare PyTorch loop, every trick beside a plain Learner, and the data beside torchvision's pipeline"
-    from cifar_fastai.backbones import get_model
+    from cifar_fastai.zoo.registry import create_model
     from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,save_bench
-    from cifar_fastai.data import cifar_dls
-    from cifar_fastai.tree import check_output
+    from cifar_fastai.data.loaders import cifar_dls
+    from cifar_fastai.serialize import check_output
     check_output(out)
     dls = cifar_dls(dataset, fraction=fraction, bs=bs)
-    ts = all_tricks(get_model(model, dls.c))
+    ts = all_tricks(create_model(model, dls.c))
     figures = dict(epoch=epoch_cost(model, dls, {k:ts[k] for k in ('MixUp','SAM')}, rounds))
     figures |= dict(tricks=epoch_cost(model, dls, ts, rounds, base='Learner'), data_cost=data_cost(dls, rounds))
     save_bench(out, data or f'{dataset}, {len(dls.train_ds):,} images', settings=dict(model=model, bs=bs, rounds=rounds), **figures)

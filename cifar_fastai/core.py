@@ -8,8 +8,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 __all__ = ['UserError', 'nearest', 'short', 'unknown', 'check_range', 'check_bool', 'Registry', 'package_rows']
 
 # %% ../nbs/00_core.ipynb #9e9c38ef
-import csv, math
+import csv, math, pkgutil
 from difflib import get_close_matches
+from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -20,9 +21,9 @@ class UserError(ValueError):
     "Something a user asked for and can mend: one sentence with what was wrong and what would be right"
     def __init__(self, *args):
         super().__init__(*args)
-        self.said = _printable(super().__str__()) # a path may hold line breaks
+        self.message = _printable(super().__str__()) # a path may hold line breaks
 
-    def __str__(self): return self.said
+    def __str__(self): return self.message
 
 # %% ../nbs/00_core.ipynb #cb042404
 def nearest(
@@ -98,6 +99,11 @@ def check_bool(
     raise UserError(f'{name} is {short(v)}: it must be True or False.')
 
 # %% ../nbs/00_core.ipynb #a34fee75
+def _import_all(name):
+    "Import a module, and the modules of it if it is a package"
+    m = import_module(name)
+    for o in pkgutil.iter_modules(getattr(m, '__path__', ())): import_module(f'{name}.{o.name}')
+
 def _origin(o):
     "Where `o`, or what it builds with, was defined"
     o = getattr(o, 'build', o)
@@ -105,17 +111,38 @@ def _origin(o):
 
 # %% ../nbs/00_core.ipynb #458aa646
 class Registry(dict):
-    "Things of one `kind` by name; a missing name raises `UserError` with the nearest ones"
-    def __init__(self, kind): self.kind = kind
-    def __missing__(self, name): raise unknown(self.kind, name, self)
+    "Objects of one `kind` by name; an unknown name raises `UserError` with the nearest ones"
+    def __init__(self,
+        kind:str, # what the objects are, for error messages
+        *modules:str, # modules and packages that register objects, imported when the registry is first read
+    ): self.kind,self.modules = kind,modules
+
+    def load(self):
+        "Import the modules that register objects"
+        modules,self.modules = self.modules,()
+        for o in modules: _import_all(o)
+        return self
+
+    def __missing__(self, name):
+        if self.modules: return self.load()[name]
+        raise unknown(self.kind, name, self)
+
+    def __contains__(self, name): return dict.__contains__(self, name) or dict.__contains__(self.load(), name)
+    def get(self, name, default=None): return self[name] if name in self else default
+    def __iter__(self): return dict.__iter__(self.load())
+    def __len__(self): return dict.__len__(self.load())
+    def keys(self): return dict.keys(self.load())
+    def values(self): return dict.values(self.load())
+    def items(self): return dict.items(self.load())
+
     def register(self,
         o, # what to add
         name=None, # under this name; default its own
     ):
         "Add `o` under its own name, or `name`; a decorator"
         name = name or o.__name__
-        if name in self:
-            (old_mod,old),(mod,new) = _origin(self[name]),_origin(o)
+        if dict.__contains__(self, name):
+            (old_mod,old),(mod,new) = _origin(dict.__getitem__(self, name)),_origin(o)
             if old!=new: raise ValueError(f'There is already a {self.kind} {name!r}')
             if old_mod=='__main__'!=mod: return o
         self[name] = o

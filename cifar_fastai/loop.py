@@ -29,10 +29,10 @@ class ManagedCallback(Callback):
     managed = True
     train_only = True # no events outside training runs, and none of inference
     skip_trial = False # no events of trial runs
-    keep_open = False # is `around_train` kept open during inference inside the training part of an epoch?
-    group,clash = None,'' # a Learner takes one callback per `group`; `clash` is the message, with `{names}`
+    keep_open = False # is `train_context` kept open during inference inside the training part of an epoch?
+    group,conflict = None,'' # a Learner takes one callback per `group`; `clash` is the message, with `{names}`
 
-    def around_train(self):
+    def train_context(self):
         "A context that is open during the training part of every epoch, and closed however that ends"
         return nullcontext()
 
@@ -50,7 +50,7 @@ def check_callbacks(learn:Learner):
     "Refuse callbacks that are incompatible with each other or with this Learner"
     cbs = [cb for cb in learn.cbs.sorted('order') if getattr(type(cb), 'managed', False)]
     for same in groupby([cb for cb in cbs if cb.group], lambda cb: cb.group).values():
-        if len(same)>1: raise UserError(same[0].clash.format(names=', '.join(map(repr, same))))
+        if len(same)>1: raise UserError(same[0].conflict.format(names=', '.join(map(repr, same))))
     for cb in cbs: cb.check()
 
 # %% ../nbs/03_loop.ipynb #0d345afe
@@ -65,7 +65,7 @@ class TrainingRun:
         self.interrupted = False # set by a callback that ends it for another process to resume
         self.stepped = False # did the optimizer step in this batch? False where the step was cancelled
         self.first_epoch,self.skip = 0,None # where a resumed run starts: epoch; (batches, function to call after them)
-        self.contexts = [] # the open `around_train`
+        self.contexts = [] # the open `train_context`
 
 # %% ../nbs/03_loop.ipynb #da31897b
 class LoopState:
@@ -169,10 +169,10 @@ def _run(learn):
 
 # %% ../nbs/03_loop.ipynb #8726cea0
 class _Context:
-    "The `around_train` of a callback"
+    "The `train_context` of a callback"
     def __init__(self, cb): self.cb,self.open = cb,False
     def __enter__(self):
-        self.cm = self.cb.around_train()
+        self.cm = self.cb.train_context()
         self.cm.__enter__()
         self.open = True
     def __exit__(self, *exc):

@@ -122,7 +122,7 @@ class LossTrick(Trick):
         if not isinstance(self.loss_func, CrossEntropy): _like(self.loss_func)
 
     @contextmanager
-    def around_train(self):
+    def train_context(self):
         with training_loss(self.learn) as loss, self.around_loss(loss): yield
 
     def around_loss(self, loss): return nullcontext()
@@ -131,6 +131,6 @@ class LossTrick(Trick):
 @tricks.register
 class LabelSmoothing(LossTrick):
     "Mix every training target with the uniform one (1512.00567)"
-    order,neutral = 13,dict(eps=0.)
+    order,off_kwargs = 13,dict(eps=0.)
     def __init__(self, eps:float=0.1): self.eps = check_range('eps', eps, 0, 1)
     def around_loss(self, loss): return loss.smoothed(self.eps)

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Annotated
 import torch,torch.nn.functional as F
 from fastcore.script import call_parse
-from cifar_fastai.backbones import get_model,list_models,zoo_contract
+from cifar_fastai.zoo.registry import create_model, list_models, zoo_contract
 from cifar_fastai.bench import save_bench
 from test_zoo import aliases,deviation,references
 from test_zoo_learns import learns,protocol
@@ -32,7 +32,7 @@ def seconds(model, x, y):
 def step(name, bs=4):
     'Median seconds of both networks, and the median of their ratio, over rounds in which each goes first in turn; one more is not counted'
     torch.manual_seed(0)
-    ref,ours,n = references[name],get_model(name),8 if gmacs(name)>1 else 12
+    ref,ours,n = references[name],create_model(name),8 if gmacs(name)>1 else 12
     theirs = copy_to(ours, ref, ref.build())
     x,y = torch.randn(bs, 3, 32, 32),torch.randint(10, (bs,))
     for m in (ours, theirs): m.train()

@@ -21,7 +21,7 @@ def time_limit(seconds=20):
 @pytest.fixture
 def full_disk(monkeypatch):
     'Called with `n`, the disk is full at the nth file that `save_files` writes: when it is written, or when it is flushed'
-    import cifar_fastai.results as results
+    import cifar_fastai.studies.report as results
     real,opened = results.atomic_write,[]
     class Full:
         def __init__(self, f, what): self.f,self.name,self.what = f,f.name,what

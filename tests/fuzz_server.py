@@ -296,15 +296,16 @@ def prepare(root):
         for o in pkgutil.walk_packages(package.__path__, f'{package.__name__}.'):
             with suppress(ImportError): importlib.import_module(o.name)
     from dataclasses import replace
-    from cifar_fastai import data
-    im = data.digit_images()
-    data.datasets['digits'] = replace(data.datasets['digits'], make=lambda: im)
+    from cifar_fastai.data import sources
+    from cifar_fastai.data.datasets import datasets, digit_images
+    im = digit_images()
+    datasets['digits'] = replace(datasets['digits'], make=lambda: im)
     def no_network(*args, **kwargs): raise OSError('there is no network in this test')
-    data.urlopen = no_network
+    sources.urlopen = no_network
     sys.modules['fuzz_server'] = sys.modules[__name__]
     boxes = Boxes(root)
     train = 'import cifar_fastai.cli\ncifar_fastai.cli.cifar_train(argv=%r)\n'
-    half = 'from cifar_fastai import tree\np = "exps/a/666/last.safetensors"\ntree.save_tree(p, tree.load_tree(p) | dict(epoch=1))\n'
+    half = 'from cifar_fastai.serialize import load_tree, save_tree\np = "exps/a/666/last.safetensors"\nsave_tree(p, load_tree(p) | dict(epoch=1))\n'
     a = flags+['--name', 'a']
     for name,code in dict(finished=train%(a,), interrupted=train%(a,)+half, row=train%(a+['--row', '3.1/wideresnet'],)).items():
         res = boxes.run(dict(code=code), boxes.templates/f'{name}0')

@@ -6,7 +6,7 @@ import math,random
 from contextlib import nullcontext
 import numpy as np,torch,torch.nn.functional as F
 import torchvision.transforms.v2 as tv
-from cifar_fastai.rng import Stream
+from cifar_fastai.rng import RandomStream
 
 class Hand:
     'What a trick does in a loop written by hand; the default does nothing'
@@ -185,7 +185,7 @@ class RICAP(Hand):
 def turn(t, i, x, probs, rng):
     "Mixer `i` of several, from a stream seeded for this batch"
     m = t.mixers[i]
-    return hands[type(m).__name__](m).batch(x, probs, Stream(f'{rng.py.getrandbits(64)} {i}'))
+    return hands[type(m).__name__](m).batch(x, probs, RandomStream(f'{rng.py.getrandbits(64)} {i}'))
 
 class OneOf(Hand):
     place = 3
@@ -314,7 +314,7 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
     'SGD with momentum and weight decay over `batches`, with the shares of `tricks` where they belong'
     hs = [hands[type(t).__name__](t) for t in tricks]
     seed = random.getrandbits(64)
-    rngs = {h:Stream(f'{seed} {h.t!r}') for h in hs}
+    rngs = {h:RandomStream(f'{seed} {h.t!r}') for h in hs}
     velocity = {}
     for h in hs:
         h.epochs = epochs

@@ -7,13 +7,13 @@ from torch import nn
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from cifar_fastai.all import tricks # every trick is registered
-from cifar_fastai.backbones import get_model,list_models,model_summary
-from cifar_fastai.bench import epoch_cost,turns
+from cifar_fastai.zoo.registry import create_model, list_models, model_summary
+from cifar_fastai.bench import epoch_cost, time_interleaved
 from cifar_fastai.core import UserError,check_bool,short
-from cifar_fastai.distill import KD
-from cifar_fastai.init import init_weights
-from cifar_fastai.layers import *
-from cifar_fastai.regularize import *
+from cifar_fastai.callback.distill import KD
+from cifar_fastai.zoo.registry import init_weights
+from cifar_fastai.zoo.layers import *
+from cifar_fastai.zoo.shake import *
 from test_contract import batches,listed,make,net,sgd,silent
 
 # tricks whose arguments are not checked yet
@@ -106,10 +106,10 @@ def test_check_bool():
 # name -> function of one value; what it gives, if it gives anything, is used once
 x = torch.ones(2, 4, 8, 8)
 def fits(m): return m(x).isfinite().all()
-builders = dict(name=lambda v: get_model(v), n_out=lambda v: get_model('resnet20', n_out=v), in_chans=lambda v: get_model('resnet20', in_chans=v),
-    depths=lambda v: get_model('resnet20', depths=v), stem=lambda v: get_model('resnet20', stem=v), widths=lambda v: get_model('resnet20', widths=v),
-    unheard=lambda v: get_model('resnet20', unheard=v), timm_name=lambda v: get_model(f'timm:{short(v)}'),
-    timm_n_out=lambda v: get_model('timm:resnet18', n_out=v), pattern=lambda v: list_models(v), family=lambda v: list_models(family=v),
+builders = dict(name=lambda v: create_model(v), n_out=lambda v: create_model('resnet20', n_out=v), in_chans=lambda v: create_model('resnet20', in_chans=v),
+    depths=lambda v: create_model('resnet20', depths=v), stem=lambda v: create_model('resnet20', stem=v), widths=lambda v: create_model('resnet20', widths=v),
+    unheard=lambda v: create_model('resnet20', unheard=v), timm_name=lambda v: create_model(f'timm:{short(v)}'),
+    timm_n_out=lambda v: create_model('timm:resnet18', n_out=v), pattern=lambda v: list_models(v), family=lambda v: list_models(family=v),
     summary=lambda v: model_summary(v), size=lambda v: model_summary('lenet', v), side=lambda v: model_summary('resnet20', (3,v,v)),
     init=lambda v: init_weights(nn.Linear(2, 2), v), drop=lambda v: fits(pool_head(4, 2, v)), head=lambda v: fits(pool_head(4, v)),
     conv=lambda v: fits(ConvBNAct(4, v)), ks=lambda v: fits(ConvBNAct(4, 4, v)), groups=lambda v: fits(ConvBNAct(4, 4, groups=v)),
@@ -118,7 +118,8 @@ builders = dict(name=lambda v: get_model(v), n_out=lambda v: get_model('resnet20
     std=lambda v: trunc_init_(nn.Linear(2, 2), v), mode=lambda v: kaiming_init_(nn.Conv2d(2, 2, 1), v), depth=lambda v: fits(StochasticDepthLayer(v)),
     shake=lambda v: fits(ShakeDropLayer(v)), alpha=lambda v: fits(ShakeDropLayer(0.5, v)), beta=lambda v: fits(ShakeDropLayer(0.5, beta=v)),
     function=lambda v: shake_drop(x, 0.5, v), decay=lambda v: linear_decay(v, 3), blocks=lambda v: linear_decay(0.5, v),
-    rounds=lambda v: turns(dict(a=lambda: None), 'a', v), base=lambda v: turns(dict(a=lambda: None), v, 1), arch=lambda v: epoch_cost(v, n=0),
+    rounds=lambda v: time_interleaved(dict(a=lambda: None), 'a', v), base=lambda v: time_interleaved(dict(a=lambda: None), v, 1),
+    arch=lambda v: epoch_cost(v, n=0),
     epoch_rounds=lambda v: epoch_cost('lenet', 3, n=v) if not (isinstance(v, int) and v==1) else None, path=lambda v: KD('lenet', path=v))
 
 @pytest.mark.parametrize('name', builders)

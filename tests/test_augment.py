@@ -11,9 +11,12 @@ from fastai.data.core import DataLoaders,TfmdDL
 from fastai.data.transforms import IntToFloatTensor,Normalize
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage
-from cifar_fastai.augment import *
+from cifar_fastai.augment.pixels import *
+from cifar_fastai.augment.geometry import *
+from cifar_fastai.augment.autoaugment import *
+from cifar_fastai.augment.occlusion import *
 from cifar_fastai.core import UserError
-from cifar_fastai.data import CropFlip,cifar_dls
+from cifar_fastai.data.loaders import CropFlip, cifar_dls
 from test_contract import fit,our_learner,plain_learner
 
 def images(n=6, h=32, w=32, c=3):

@@ -12,11 +12,11 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner,load_learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
-from cifar_fastai.average import EMA,Lookahead,SWA
+from cifar_fastai.callback.average import EMA, Lookahead, SWA
 from cifar_fastai.core import UserError
-from cifar_fastai.data import cifar_dls
-from cifar_fastai.learner import cifar_learner,wait_free
-from cifar_fastai.sam import SAM
+from cifar_fastai.data.loaders import cifar_dls
+from cifar_fastai.learner import cifar_learner,async_metrics
+from cifar_fastai.callback.sam import SAM
 
 def net():
     torch.manual_seed(0)
@@ -26,7 +26,7 @@ g = torch.Generator().manual_seed(3)
 batches = [(torch.randn(6, 4, generator=g, dtype=torch.float64), torch.randint(0, 3, (6,), generator=g)) for _ in range(5)]
 sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
 
-def learner(cbs): return wait_free(Learner(DataLoaders(batches, batches), net(), nn.CrossEntropyLoss(), opt_func=sgd, lr=0.1, wd=0., cbs=cbs))
+def learner(cbs): return async_metrics(Learner(DataLoaders(batches, batches), net(), nn.CrossEntropyLoss(), opt_func=sgd, lr=0.1, wd=0., cbs=cbs))
 def fit(learn, n):
     with learn.no_bar(), learn.no_logging(): learn.fit(n)
     return learn

@@ -6,8 +6,8 @@ import pytest
 from cifar_fastai import cli
 from cifar_fastai.cli import cifar_bench,cifar_compare,cifar_export,cifar_lr_find,cifar_report,cifar_reproduce,cifar_train,cifar_zoo
 from cifar_fastai.core import UserError
-from cifar_fastai.experiments import experiment,experiments
-from cifar_fastai.recipe import Recipe,limits,read_config,trick_calls
+from cifar_fastai.studies.experiments import experiment, experiments
+from cifar_fastai.runs.config import Recipe, limits, read_config, trick_calls
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
@@ -115,14 +115,14 @@ def test_tricks_refused(capsys, tricks):
 
 def test_nested_tricks():
     'Mixers within `OneOf` and `Chain`, by commas or spaces, with words that hold spaces'
-    from cifar_fastai.run import recipe_tricks
+    from cifar_fastai.runs.train import recipe_tricks
     a,b = recipe_tricks(Recipe(tricks="OneOf(MixUp(0.2), Chain(CutMix(p=0.1), RICAP()), p=0.5)\n ShakeDrop(alpha=(-1, 1)),EMA"))[:2]
     assert repr(a.mixers[0])=='MixUp(alpha=0.2)' and [type(o).__name__ for o in a.mixers[1].mixers]==['CutMix', 'RICAP'] and a.p==0.5 and a.mixers[1].mixers[0].p==0.1
     assert b.alpha==(-1, 1) and trick_calls("KD('my  folder/x (1)')")==[('KD', ['my  folder/x (1)'], {})]
 
 def test_unknown_errors_keep_their_traceback(monkeypatch):
     'A bug is no sentence'
-    import cifar_fastai.run as run
+    import cifar_fastai.runs.train as run
     def train(*args): raise ZeroDivisionError
     monkeypatch.setattr(run, 'train', train)
     with pytest.raises(ZeroDivisionError): cifar_train(argv=['--dataset', 'digits'])
@@ -158,7 +158,7 @@ def test_config_is_a_file(capsys, kind):
 
 def test_config_of_a_run_is_one():
     'What a run keeps, and what --print-config shows, resolves to the same recipe'
-    from cifar_fastai.recipe import write_config
+    from cifar_fastai.runs.config import write_config
     for r in (Recipe(tricks='EMA(0.9)', sched='warmup', gamma=0.3), experiment('3.8/pyramidnet272_autoaugment_random_erase_mixup').recipe, Recipe(lr=1e-5, milestones='1,2')):
         Path('run.yaml').write_text(write_config(asdict(r)))
         assert Recipe(**read_config('run.yaml'))==r
@@ -201,14 +201,14 @@ def test_no_output(monkeypatch, unbuffered):
 
 def test_other_broken_pipes(monkeypatch):
     'A pipe that is not the output is a bug'
-    import cifar_fastai.run as run
+    import cifar_fastai.runs.train as run
     def train(*args): raise BrokenPipeError
     monkeypatch.setattr(run, 'train', train)
     with pytest.raises(BrokenPipeError): cifar_train(argv=['--dataset', 'digits'])
 
 def test_interrupted(monkeypatch, capsys):
     'Ctrl-C where nothing is saved, or a second one, ends at once'
-    import cifar_fastai.run as run
+    import cifar_fastai.runs.train as run
     def train(*args): os.kill(os.getpid(), signal.SIGINT)
     monkeypatch.setattr(run, 'train', train)
     with pytest.raises(SystemExit) as e: cifar_train(argv=['--dataset', 'digits'])
@@ -219,7 +219,7 @@ def test_second_interrupt():
     'The same in a process that trains: the first Ctrl-C saves after the batch, a second one does not wait for it'
     code = """from fastai.vision.all import Callback,Learner
 import time
-from cifar_fastai import run
+from cifar_fastai.runs import train as run
 real = run.recipe_learner
 class Slow(Callback):
     def before_batch(self):
@@ -243,7 +243,7 @@ shapes = dict(multistep=dict(milestones='2,4', gamma=0.3), warmup=dict(milestone
 def rates(fit):
     'The learning rate of every batch of a fit'
     from fastai.vision.all import nn
-    from cifar_fastai.data import cifar_dls
+    from cifar_fastai.data.loaders import cifar_dls
     from cifar_fastai.learner import cifar_learner
     learn = cifar_learner(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), cifar_dls('digits', fraction=0.05, bs=32))
     with learn.no_bar(), learn.no_logging(): fit(learn)
@@ -252,8 +252,8 @@ def rates(fit):
 @pytest.mark.parametrize('sched,names', [(k, names) for k,v in shapes.items() for names in {(), *((o,) for o in v), tuple(v)}])
 def test_schedule_settings(sched, names):
     "A recipe's fit has the rates of the policy's own: what was not given is the policy's default"
-    from cifar_fastai.recipe import epoch_list
-    from cifar_fastai.run import check_recipe,recipe_fit
+    from cifar_fastai.runs.config import epoch_list
+    from cifar_fastai.runs.train import check_recipe, recipe_fit
     from cifar_fastai.schedules import policies
     given = {k:shapes[sched][k] for k in names}
     r = Recipe(model='toynet_s1_k3', dataset='digits', sched=sched, epochs=6, lr=0.05, **given)
@@ -268,7 +268,7 @@ def test_schedule_settings(sched, names):
 @pytest.mark.parametrize('k,v', dict(milestones='1', gamma=0.5, warmup=1., period=6.).items())
 def test_settings_without_effect(sched, k, v):
     'A setting that the schedule does not take is refused, and nothing that it takes'
-    from cifar_fastai.run import check_recipe
+    from cifar_fastai.runs.train import check_recipe
     r = Recipe(model='toynet_s1_k3', dataset='digits', epochs=6, sched=sched, **{k:v})
     if k=='period' and k in shapes[sched]: return
     if k in shapes[sched]: return check_recipe(r)
@@ -286,7 +286,7 @@ def test_row_with_another_schedule(monkeypatch):
 
 def test_data_of_a_recipe(monkeypatch):
     'Which images: --fraction draws by the seed, --half and --fast are fixed, table 3.3 has the first of each set'
-    import cifar_fastai.run as run
+    import cifar_fastai.runs.train as run
     seen = []
     class Seen(Exception): pass
     def cifar_dls(*args, **kwargs):
@@ -307,7 +307,7 @@ def test_data_of_a_recipe(monkeypatch):
 
 def test_seeds_draw_other_images(monkeypatch):
     'Two seeds train on other images with --fraction, and on the same with --half'
-    from cifar_fastai.run import recipe_learner
+    from cifar_fastai.runs.train import recipe_learner
     def images(seed, **kw): return recipe_learner(Recipe(model='toynet_s1_k3', dataset='digits', seed=seed, **kw), device='cpu').dls.train_ds.x
     assert (images(1, half=True)==images(2, half=True)).all() and (images(2, fraction=0.5)==images(2, fraction=0.5)).all()
     assert (images(1, fraction=0.5)!=images(2, fraction=0.5)).any()
@@ -315,7 +315,7 @@ def test_seeds_draw_other_images(monkeypatch):
 @pytest.mark.parametrize('kw,says', [(dict(cutout='False'), "cutout is 'False'"), (dict(model=None), 'model is None'), (dict(epochs='9'), "epochs is '9'"), (dict(tricks=1), 'tricks is 1'), (dict(lr=[0.1]), 'lr is'), (dict(seed=1.5), 'seed is 1.5')])
 def test_types(kw, says):
     'A recipe made in Python is checked in the same place'
-    from cifar_fastai.run import check_recipe
+    from cifar_fastai.runs.train import check_recipe
     with pytest.raises(UserError, match=says): check_recipe(Recipe(**dict(model='toynet_s1_k3', dataset='digits') | kw))
 
 on_flags = 'half fast ricap random-erase autoaugmentation cutout mixup cutmix nesterov amp'.split()
@@ -327,7 +327,7 @@ listed += [['--sched', o] for o in 'multistep warmup cosine warmcosine custom on
 @pytest.mark.parametrize('argv', listed, ids=' '.join)
 def test_every_published_flag(monkeypatch, argv):
     'Each flag of the published command line sets what it says, and nothing else'
-    from cifar_fastai.run import check_recipe
+    from cifar_fastai.runs.train import check_recipe
     r,(name,root,_,_,_,gpu,*_) = resolved(monkeypatch, argv)
     k,v = argv[0][2:].replace('-', '_').replace('learning_rate', 'lr'),argv[1]
     check_recipe(replace(r, model='toynet_s1_k3'))
@@ -349,7 +349,7 @@ def test_config_refused(capsys, text, says):
 
 def resolved(monkeypatch, argv):
     'The recipe and the other arguments with which `cifar-train` would train'
-    import cifar_fastai.run as run
+    import cifar_fastai.runs.train as run
     seen = []
     monkeypatch.setattr(run, 'train', lambda recipe,*args: seen.append((recipe, args)))
     monkeypatch.setattr(run, 'report', lambda folder: '')
@@ -391,7 +391,7 @@ published = transformers + wideresnets + shakes + divide + [*pairs.values()] + s
 def test_published_commands(monkeypatch, capsys, command):
     'Each resolves to what it says, and trains for two steps (on digits, two at a time)'
     from fastai.callback.core import Callback,CancelFitException
-    from cifar_fastai.run import recipe_fit,recipe_learner
+    from cifar_fastai.runs.train import recipe_fit, recipe_learner
     argv = shlex.split(command)
     Path('somewhere').mkdir()
     r,(name,root,*_) = resolved(monkeypatch, argv)
@@ -514,7 +514,7 @@ def test_nothing_there(capsys, argv):
 
 def test_export(capsys):
     'A run exports to a folder that loads'
-    from cifar_fastai.share import load_run,push_run
+    from cifar_fastai.runs.export import load_run, push_run
     cifar_train(argv='--dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64 --name a'.split())
     cifar_export(argv=['exps/a/666'])
     assert 'load_run(' in capsys.readouterr().out

@@ -18,13 +18,13 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_random_states,set_seed
 from cifar_fastai.core import UserError
-from cifar_fastai.checkpoint import Checkpoint
-from cifar_fastai.data import cifar_dls
-from cifar_fastai.layers import ConvBNAct,Residual
+from cifar_fastai.runs.checkpoint import Checkpoint
+from cifar_fastai.data.loaders import cifar_dls
+from cifar_fastai.zoo.layers import ConvBNAct, Residual
 from cifar_fastai.learner import DeviceSmoothLoss,cifar_learner
-from cifar_fastai.monitor import TrainAccuracy
-from cifar_fastai.sam import SAM
-from cifar_fastai.tree import load_tree
+from cifar_fastai.callback.monitor import TrainAccuracy
+from cifar_fastai.callback.sam import SAM
+from cifar_fastai.serialize import load_tree
 from cifar_fastai.all import check_callbacks,tricks # every trick is registered
 from hand import hand_fit
 
@@ -116,7 +116,7 @@ def refused(cbs):
 @pytest.mark.parametrize('learner', [plain_learner, partial(plain_learner, dtype=torch.float32), our_learner])
 def test_neutral(name, learner):
     'Switched off, the weights are bitwise those without it'
-    off = make(name, **tricks[name.split()[0]].neutral)
+    off = make(name, **tricks[name.split()[0]].off_kwargs)
     assert_same(state(fit(learner([off]))), state(fit(learner([]))))
 
 @pytest.mark.parametrize('name', alone)
@@ -298,7 +298,7 @@ class StopAt(Callback):
 
 @pytest.mark.parametrize('name', alone)
 def test_resume(name, tmp_path):
-    'Stopped after an epoch and gone on with in a new Learner: bitwise the uninterrupted run, its checkpoint too'
+    'RunInterrupted after an epoch and gone on with in a new Learner: bitwise the uninterrupted run, its checkpoint too'
     def run(file, seed=1, **kwargs):
         learn = our_learner([make(name)], seed=0 if seed==1 else 7)
         set_seed(seed)

@@ -10,8 +10,10 @@ from fastai.vision.all import (
     F, Image, ItemTransform, Learner, PILImage, Interpretation, ClassificationInterpretation, CrossEntropyLossFlat, Tensor, TensorCategory, TensorImage,
     accuracy, first, mkdir, nn, noop, plt, random, set_seed, tensor)
 from cifar_fastai.core import UserError
-from cifar_fastai.data import *
-from cifar_fastai.rng import Stream
+from cifar_fastai.data.sources import *
+from cifar_fastai.data.datasets import *
+from cifar_fastai.data.loaders import *
+from cifar_fastai.rng import RandomStream
 
 torch.set_num_threads(1)
 rng = np.random.default_rng(0)
@@ -21,7 +23,7 @@ def at_home(tmp_path, monkeypatch):
     "A cache and fastai folders of our own, nothing in the environment"
     monkeypatch.setenv('CIFAR_FASTAI_CACHE', str(tmp_path/'cache'))
     monkeypatch.delenv('CIFAR_FASTAI_DATA', raising=False)
-    monkeypatch.setattr('cifar_fastai.data.fastai_path', lambda o: tmp_path/'fastai'/o)
+    monkeypatch.setattr('cifar_fastai.data.datasets.fastai_path', lambda o: tmp_path/'fastai'/o)
 
 # Layouts, written here as their authors describe them
 
@@ -170,7 +172,7 @@ def test_cache(tmp_path, monkeypatch):
     root = write(image_layout(('a','b')), tmp_path/'x')
     reads = []
     read = read_images
-    monkeypatch.setattr('cifar_fastai.data.read_images', lambda p: reads.append(p) or read(p))
+    monkeypatch.setattr('cifar_fastai.data.sources.read_images', lambda p: reads.append(p) or read(p))
     def load(): return cached_images(root)
     a,b = load(),load()
     assert len(reads)==1 and all(torch.equal(a[i], b[i]) for i in range(4)) and a.vocab==b.vocab
@@ -310,7 +312,7 @@ def test_download_goes_on(server, tmp_path, ranges):
     assert files(archive)==['cifar-10-python.tar.gz'] and server.asked==[0, 10_000 if ranges else 0]
 
 def test_download_was_complete(server, tmp_path):
-    "Stopped between the last byte and the new name"
+    "RunInterrupted between the last byte and the new name"
     mkdir(tmp_path/'root').joinpath('cifar-10-python.tar.gz.part').write_bytes(server.content)
     assert len(cifar_dls(root=tmp_path/'root', device='cpu').train_ds)==100
 
@@ -361,7 +363,7 @@ def test_channel_stats():
 def test_draws_are_uniform():
     "Every offset and both sides equally often: a chi-square test that fails once in ten thousand times"
     pos = torch.arange(64).view(8,8).byte()
-    tfm = CropFlip(2, stream=Stream(1))
+    tfm = CropFlip(2, stream=RandomStream(1))
     x,_ = tfm((pos.expand(20_000,1,8,8), None), split_idx=0)
     centre = x[:,0,3:5,3:5].reshape(-1,4).long()
     kinds = torch.unique(centre, dim=0, return_counts=True)[1].double()

@@ -6,8 +6,10 @@ import numpy as np, pytest, torch
 from fastai.vision.all import CategoryMap, Image, TensorImage, mkdir
 from cifar_fastai.core import UserError
 from conftest import time_limit
-from cifar_fastai.data import *
-from cifar_fastai.data import _fingerprint
+from cifar_fastai.data.sources import *
+from cifar_fastai.data.datasets import *
+from cifar_fastai.data.loaders import *
+from cifar_fastai.data.sources import _fingerprint
 from test_data import at_home # chkstyle: ignore
 from test_data import b10, binary_layout, names10, png, python_layout, write
 
@@ -53,8 +55,8 @@ def test_flipped_bits_in_the_cache(cached):
 def test_a_cache_of_something_else(cached, monkeypatch, change):
     "Labels, types, shapes and names of a cache are checked as those of a data set, even where its checksum is right"
     root,im,fn = cached
-    monkeypatch.setattr('cifar_fastai.data.read_images', lambda p: im._replace(**change))
-    monkeypatch.setattr('cifar_fastai.data.check_images', lambda im, path: im)
+    monkeypatch.setattr('cifar_fastai.data.sources.read_images', lambda p: im._replace(**change))
+    monkeypatch.setattr('cifar_fastai.data.sources.check_images', lambda im, path: im)
     fn.unlink()
     with suppress(Exception): cached_images(root)
     monkeypatch.undo()
@@ -96,7 +98,7 @@ def test_a_cache_file_that_is_no_file(cached, tmp_path, kind):
 def test_any_name_can_be_cached(tmp_path, monkeypatch, name):
     root = write(dict(d=good), tmp_path/name)
     im = cached_images(root)
-    monkeypatch.setattr('cifar_fastai.data.read_images', None)
+    monkeypatch.setattr('cifar_fastai.data.sources.read_images', None)
     assert same(cached_images(root), im)
 
 def test_digest_of_the_source(tmp_path):
@@ -160,7 +162,7 @@ def test_archive_bombs(tmp_path, name, make):
 def test_too_many_files(tmp_path, monkeypatch, suffix):
     path = write(dict(d=good | {f'train/a/{i}.txt': b'' for i in range(20)}), tmp_path/f'x{suffix}')
     assert len(read_images(path).train_y)==4
-    monkeypatch.setattr('cifar_fastai.data._max_files', 25)
+    monkeypatch.setattr('cifar_fastai.data.sources._max_files', 25)
     with refused('more than 25 files'): read_images(path)
 
 @pytest.mark.parametrize('pack', [gzip.compress, bz2.compress, lzma.compress, bytes])

@@ -2,7 +2,9 @@
 import json, pickle
 import numpy as np, pytest, torch
 from fastai.vision.all import CrossEntropyLossFlat, Learner, PartialDL, Transform, WeightedDL, load_learner, mkdir, nn
-from cifar_fastai.data import *
+from cifar_fastai.data.sources import *
+from cifar_fastai.data.datasets import *
+from cifar_fastai.data.loaders import *
 from test_data import at_home, real_cifar10 # chkstyle: ignore
 from test_data import binary_layout, image_layout, python_layout, write
 from conftest import time_limit
@@ -54,13 +56,13 @@ def test_split_and_digest_are_recorded(tmp_path):
 
 def test_the_digest_of_a_whole_source_is_that_of_its_run():
     "So that runs on all images that were stored before keep their place"
-    from cifar_fastai.run import data_digest
+    from cifar_fastai.runs.train import data_digest
     dls = digits()
     assert dls.source_digest==data_digest(dls)
 
 @pytest.mark.slow
 def test_digest_of_real_cifar10(real_cifar10):
-    from cifar_fastai.run import data_digest
+    from cifar_fastai.runs.train import data_digest
     dls = cifar_dls('cifar10', root=real_cifar10, device='cpu')
     assert dls.source_digest==data_digest(dls)
 

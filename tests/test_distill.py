@@ -6,14 +6,14 @@ from fastai.callback.core import Callback
 from fastai.learner import load_learner
 from fastai.torch_core import set_seed
 from safetensors.torch import save_file
-from cifar_fastai.backbones import get_model
-from cifar_fastai.checkpoint import Checkpoint
+from cifar_fastai.zoo.registry import create_model
+from cifar_fastai.runs.checkpoint import Checkpoint
 from cifar_fastai.core import UserError
-from cifar_fastai.data import cifar_dls
-from cifar_fastai.distill import KD,Teacher,kd_loss
+from cifar_fastai.data.loaders import cifar_dls
+from cifar_fastai.callback.distill import KD, Teacher, kd_loss
 from cifar_fastai.learner import cifar_learner
-from cifar_fastai.sam import SAM
-from cifar_fastai.tree import save_tree
+from cifar_fastai.callback.sam import SAM
+from cifar_fastai.serialize import save_tree
 
 def net(n_out=10): return nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.Flatten(), nn.Linear(4*64, n_out))
 
@@ -39,7 +39,7 @@ def test_is_torchs():
 def test_sources(kind, tmp_path):
     'A module, a Learner, and both kinds of files teach the same'
     torch.manual_seed(2)
-    big = get_model('lenet', 10)
+    big = create_model('lenet', 10)
     trained = learner(model=copy.deepcopy(big))
     fit(trained, 1, cbs=Checkpoint(tmp_path/'last.safetensors'))
     save_file(weights(trained.model), tmp_path/'best.safetensors')
@@ -117,7 +117,7 @@ def test_refused_files(tmp_path):
 
 def test_refused_before_training(tmp_path):
     'Another number of classes, the student as its own teacher, two teachers, weights of another network: nothing has moved'
-    save_file(weights(get_model('lenet', 7)), tmp_path/'w.safetensors')
+    save_file(weights(create_model('lenet', 7)), tmp_path/'w.safetensors')
     student,bad = net(),KD('lenet', path=tmp_path/'w.safetensors')
     cases = [(KD(net(7)), 'knows 7 classes and the student 10'), (KD(student), 'is the network that trains'),
         ([KD(net()), KD(net())], 'each say what the labels weigh'), (bad, 'weights of a lenet for 10 classes')]

@@ -2,15 +2,14 @@
 import csv,hashlib
 from dataclasses import FrozenInstanceError,asdict,replace
 from pathlib import Path
-import pytest
-from cifar_fastai import experiments as ex
-from cifar_fastai.backbones import list_models
+import cifar_fastai, pytest
+from cifar_fastai.zoo.registry import list_models
 from cifar_fastai.core import UserError
-from cifar_fastai.experiments import changed_recipe,choose,experiment,experiments,plan,reproduce,run_experiment,run_name,variants
-from cifar_fastai.recipe import read_config
-from cifar_fastai.run import check_recipe,read_log,recipe_learner,recipe_tricks
+from cifar_fastai.studies.experiments import changed_recipe, select_experiments, experiment, experiments, plan, reproduce, run_experiment, run_name, variants
+from cifar_fastai.runs.config import read_config
+from cifar_fastai.runs.train import check_recipe, read_log, recipe_learner, recipe_tricks
 
-table = Path(ex.__file__).parent/'published.csv'
+table = Path(cifar_fastai.__file__).parent/'published.csv'
 with table.open(newline='') as f: rows = list(csv.DictReader(f))
 
 def test_table_is_frozen():
@@ -81,16 +80,16 @@ def test_use_is_recorded(tmp_path):
 
 def test_a_failing_row(tmp_path, monkeypatch):
     'Whatever goes wrong with a row, the rest goes on, and what went wrong is said'
-    import cifar_fastai.run as run
+    import cifar_fastai.runs.train as run
     real,said = run.train,[]
     def train(r, *args, **kwargs):
         if r.cutout: raise RuntimeError('out of memory')
         return real(r, *args, **kwargs)
     monkeypatch.setattr(run, 'train', train)
-    jobs = plan(choose('3.5'), exps=tmp_path, epochs=1, fraction=0.05, dataset='digits', model='toynet_s1_k3')
+    jobs = plan(select_experiments('3.5'), exps=tmp_path, epochs=1, fraction=0.05, dataset='digits', model='toynet_s1_k3')
     failed = reproduce(jobs, tmp_path, say=said.append)
     assert len(failed)==2 and all(v=='RuntimeError: out of memory' for v in failed.values()) and sum('accuracy' in o for o in said)==2
-    assert sorted(j.state for j in plan(choose('3.5'), exps=tmp_path, epochs=1, fraction=0.05, dataset='digits', model='toynet_s1_k3'))==['done', 'done', 'missing', 'missing']
+    assert sorted(j.state for j in plan(select_experiments('3.5'), exps=tmp_path, epochs=1, fraction=0.05, dataset='digits', model='toynet_s1_k3'))==['done', 'done', 'missing', 'missing']
 
 def test_divide_recipe():
     'Table 3.8: norms and biases are not decayed, Nesterov, a warmup of 20 of 300 epochs'

@@ -8,14 +8,17 @@ import pytest, torch
 from fastai.callback.core import Callback
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from cifar_fastai import data, run, tree
+from cifar_fastai import serialize
+from cifar_fastai.runs import train as run
+from cifar_fastai.data.datasets import datasets, digit_images
+from cifar_fastai.data.loaders import cifar_dls
 from cifar_fastai.cli import cifar_compare, cifar_train
 from cifar_fastai.core import UserError
 from conftest import time_limit
-from cifar_fastai.recipe import Recipe
-from cifar_fastai.results import compare_runs, read_run, report_runs, save_report
-from cifar_fastai.run import train
-from cifar_fastai.share import export_run, load_run
+from cifar_fastai.runs.config import Recipe
+from cifar_fastai.studies.report import compare_runs, read_run, report_runs, save_report
+from cifar_fastai.runs.train import train
+from cifar_fastai.runs.export import export_run, load_run
 
 posix = pytest.mark.skipif(os.name!='posix', reason='FIFOs and sockets are files on POSIX only')
 recipe = Recipe(model='toynet_s1_k3', dataset='digits', epochs=2, bs=32, fraction=0.1, lr=0.05, sched='onecycle', seed=1)
@@ -30,10 +33,10 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True, scope='module')
 def digits():
     'The digits are made once'
-    old,images = data.datasets['digits'],data.digit_images()
-    data.datasets['digits'] = replace(old, make=lambda: images)
+    old,images = datasets['digits'],digit_images()
+    datasets['digits'] = replace(old, make=lambda: images)
     yield
-    data.datasets['digits'] = old
+    datasets['digits'] = old
 
 def small(name='small', exps='exps', **kw):
     'Train for a second'
@@ -49,7 +52,7 @@ def finished(trained): return Path(shutil.copytree(trained, 'exps/small/1'))
 @pytest.fixture
 def interrupted(finished):
     'The same run, interrupted after its first epoch'
-    tree.save_tree(finished/'last.safetensors', tree.load_tree(finished/'last.safetensors') | dict(epoch=1, finished=False))
+    serialize.save_tree(finished/'last.safetensors', serialize.load_tree(finished/'last.safetensors') | dict(epoch=1, finished=False))
     return finished
 
 def refused(f, *words):
@@ -87,7 +90,7 @@ def bench(out):
     from cifar_fastai.bench import save_bench
     save_bench(out, 'digits')
 def text(out):
-    with tree.atomic_write(out, 'w') as f: f.write('new')
+    with serialize.atomic_write(out, 'w') as f: f.write('new')
 writers = dict(picture=picture, bench=bench, text=text)
 
 @pytest.mark.parametrize('kind', special)
@@ -136,7 +139,8 @@ def test_exports_go_to_folders(finished, kind):
 
 def test_commands_refuse_before_they_work(finished, monkeypatch):
     'A bad --out is refused before the curve is computed, the runs compared or the benchmark begun'
-    from cifar_fastai import bench,cli,results
+    from cifar_fastai import bench,cli
+    from cifar_fastai.studies import report as results
     def no(*args, **kwargs): raise AssertionError('began')
     for mod,name in ((run, 'recipe_learner'), (results, 'compare_runs'), (bench, 'epoch_cost')): monkeypatch.setattr(mod, name, no)
     for cmd in (lambda o: cli.cifar_lr_find(out=o, model='lenet', dataset='digits'), lambda o: cli.cifar_compare(finished, finished, o), lambda o: cli.cifar_bench(out=o)):
@@ -155,7 +159,7 @@ def test_linked_folders_are_followed(finished):
 def test_a_failed_write_leaves_nothing():
     Path('out').write_text('old')
     for e in (OSError(28, 'No space left on device'), KeyError('x'), KeyboardInterrupt()):
-        with pytest.raises((UserError, KeyError, KeyboardInterrupt)), tree.atomic_write('out', 'w') as f:
+        with pytest.raises((UserError, KeyError, KeyboardInterrupt)), serialize.atomic_write('out', 'w') as f:
             f.write('half')
             raise e
     assert [o.name for o in Path().iterdir()]==['out'] and Path('out').read_text()=='old'
@@ -166,14 +170,14 @@ def test_permissions_follow_the_umask(umask, mode):
     old = os.umask(umask)
     try:
         text('out')
-        tree.save_tensors('weights.safetensors', dict(a=torch.zeros(3)))
+        serialize.save_tensors('weights.safetensors', dict(a=torch.zeros(3)))
     finally: os.umask(old)
     for o in ('out', 'weights.safetensors'): assert os.stat(o).st_mode&0o777==mode
 
 # -- the disk
 
 @posix
-@pytest.mark.parametrize('write', [lambda: tree.save_tree('out', dict(a=torch.zeros(3))), lambda: text('out')], ids=['tensors', 'text'])
+@pytest.mark.parametrize('write', [lambda: serialize.save_tree('out', dict(a=torch.zeros(3))), lambda: text('out')], ids=['tensors', 'text'])
 def test_what_is_renamed_was_synced(monkeypatch, write):
     'The very file that gets the name is on the disk before it does, and then its folder is'
     seen,fsync,rename = [],os.fsync,os.replace
@@ -372,11 +376,11 @@ def image_folder(path, x, y):
 @pytest.mark.parametrize('what', ['pixels', 'labels'])
 def test_resuming_with_other_data_is_refused(monkeypatch, tmp_path, what):
     monkeypatch.setenv('CIFAR_FASTAI_CACHE', str(tmp_path/'cache'))
-    x,y = data.digit_images().train_x[:40],torch.arange(40)%4
+    x,y = digit_images().train_x[:40],torch.arange(40)%4
     image_folder(Path('images'), x, y)
     kw = dict(dataset='images', fraction=1., bs=16)
     folder = small(**kw)
-    tree.save_tree(folder/'last.safetensors', tree.load_tree(folder/'last.safetensors') | dict(epoch=1, finished=False))
+    serialize.save_tree(folder/'last.safetensors', serialize.load_tree(folder/'last.safetensors') | dict(epoch=1, finished=False))
     shutil.rmtree('images')
     image_folder(Path('images'), 255-x if what=='pixels' else x, y if what=='pixels' else (y+1)%4)
     before = tree_of('exps')
@@ -424,7 +428,7 @@ def test_determinism_is_recorded():
 def test_what_a_run_records_of_its_data(finished):
     d = json.loads((finished/'environment.json').read_text())['data']
     assert list(d)==['source', 'split', 'digest', 'train_images', 'test_images']
-    dls = data.cifar_dls('digits', device='cpu')
+    dls = cifar_dls('digits', device='cpu')
     assert d['source']==dls.source_digest and d['split']==dict(rule='stratified', fraction=0.1, valid='test', holdout=None) and d['digest']!=d['source']
 
 # -- damage
@@ -463,11 +467,11 @@ def tensors(change):
     return f
 def tree_file(change):
     'The tree in a checkpoint, changed'
-    def f(p): tree.save_tree(p, change(tree.load_tree(p)))
+    def f(p): serialize.save_tree(p, change(serialize.load_tree(p)))
     return f
 def header(text):
     'A safetensors file whose tree is `text`'
-    def f(p): tree.save_tensors(p, dict(a=torch.zeros(2)), dict(cifar_fastai=text))
+    def f(p): serialize.save_tensors(p, dict(a=torch.zeros(2)), dict(cifar_fastai=text))
     return f
 of_weights = {'a key less':tensors(lambda sd: dict(list(sd.items())[1:])), 'a key more':tensors(lambda sd: sd | dict(more=torch.zeros(1))),
     'no keys':tensors(lambda sd: {}), 'other shapes':tensors(lambda sd: {k:torch.zeros(2, 3) for k in sd}),

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 import pytest, torch
 from cifar_fastai import cli
-from cifar_fastai.recipe import Recipe
+from cifar_fastai.runs.config import Recipe
 hypothesis = pytest.importorskip('hypothesis')
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st # chkstyle: ignore
 from hypothesis.strategies import composite, integers, just, lists, none, one_of, sampled_from # chkstyle: ignore
@@ -268,18 +268,18 @@ def trick_arguments(draw):
     name = draw(sampled_from(tricks[:-2]))
     k = draw(lists(st.tuples(integers(0, 9), objects), min_size=1, max_size=2))
     code = f'ps = list(inspect.signature({name}).parameters)\n' + 'kw = {}\n' + ''.join(f'if ps: kw[ps[{i}%len(ps)]] = {v}\n' for i,v in k)
-    if name=='KD': code += 'if "teacher" in ps and "teacher" not in kw: kw["teacher"] = get_model("lenet", n_out=10)\n'
+    if name=='KD': code += 'if "teacher" in ps and "teacher" not in kw: kw["teacher"] = create_model("lenet", n_out=10)\n'
     return code + learner + f'learn = cifar_learner("toynet_s1_k3", dls, cbs={name}(**kw))\n{fit}learn.fit(1, 0.01)'
 
 epochs = sampled_from(['1', '1', '0', '-1', '1.5', '"1"', 'None', 'float("nan")', 'True', 'np.int64(1)', 'torch.tensor(1)', '[1]', '10**30', 'float("inf")', 'object()', '1e999', 'np.ones(2)'])
 policies = dict(fit_multistep='lr milestones gamma wd cbs', fit_cosine='lr lr_min wd', fit_warmup_multistep='lr warmup start milestones gamma', fit_warmcosine='lr warmup start lr_min period', fit_cosine_restarts='lr T_0 T_mult lr_min', fit_triangular='lr up',
     fit_policy='policy lr shape by', fit='lr wd', fit_one_cycle='lr_max pct_start div', fit_flat_cos='lr pct_start')
 optimizers = dict(AdaBound='lr final_lr gamma betas eps weight_decay base_lr', AdaBoundW='lr final_lr betas', LARS='lr momentum weight_decay trust eps', Lion='lr betas weight_decay')
-functions = dict(cifar_dls='dataset root bs fraction valid holdout pad flip seed device val_bs rule drop_last weights', CropFlip='pad flip stream', get_model='name n_out in_chans', cifar_learner='arch dls cbs opt_func loss_func lr wd wd_bn_bias init metrics n_out', Recipe='bs lr tricks epochs model seed fraction milestones',
-    policy_values='policy n_epoch lr n_iter by gamma warmup up T_0 T_mult lr_min start milestones', CrossEntropy='weight reduction eps ignore_index', OneOf='p', as_image='o', run_kind='run', find_runs='exps', experiments='pattern', choose='table rows all', changed_recipe='e seed epochs bs lr fraction model', create_opt_func='name momentum betas eps',
+functions = dict(cifar_dls='dataset root bs fraction valid holdout pad flip seed device val_bs rule drop_last weights', CropFlip='pad flip stream', create_model='name n_out in_chans', cifar_learner='arch dls cbs opt_func loss_func lr wd wd_bn_bias init metrics n_out', Recipe='bs lr tricks epochs model seed fraction milestones',
+    policy_values='policy n_epoch lr n_iter by gamma warmup up T_0 T_mult lr_min start milestones', CrossEntropy='weight reduction eps ignore_index', OneOf='p', as_image='o', run_group='run', find_runs='exps', experiments='pattern', choose='table rows all', changed_recipe='e seed epochs bs lr fraction model', create_opt_func='name momentum betas eps',
     plan='rows seeds exps epochs', load_run='path root weights', mean_interval='xs', paired='xs ys', stratified='y part seed', image_weights='weights ds', set_seed='s', save_report='report out')
-known = dict(get_model='lenet', cifar_learner='toynet_s1_k3', changed_recipe='experiment("3.1/wideresnet")')
-checked = [o for o in functions if o not in ('run_kind', 'mean_interval', 'paired', 'stratified', 'set_seed', 'save_report', 'experiments', 'changed_recipe', 'plan', 'CrossEntropy', 'find_runs', 'load_run', 'choose')]
+known = dict(create_model='lenet', cifar_learner='toynet_s1_k3', changed_recipe='experiment("3.1/wideresnet")')
+checked = [o for o in functions if o not in ('run_group', 'mean_interval', 'paired', 'stratified', 'set_seed', 'save_report', 'experiments', 'changed_recipe', 'plan', 'CrossEntropy', 'find_runs', 'load_run', 'choose')]
 
 @composite
 def python_code(draw):
@@ -298,7 +298,7 @@ def python_code(draw):
         return dict(code=head+f'p = nn.Parameter(torch.ones(3))\nkw = dict({args})\nkw = {{k:v for k,v in kw.items() if k in inspect.signature({name}).parameters}}\no = {name}([p], **kw)\np.sum().backward()\no.step()\nassert p.isfinite().all()'.replace('import decimal', 'import inspect, decimal'))
     name = draw(sampled_from(checked))
     args = draw(arguments(functions[name]))
-    code = dict(cifar_dls='kw.setdefault("dataset", "digits")\nkw.setdefault("fraction", 0.05)\n', get_model='kw.setdefault("name", "lenet")\n', cifar_learner='kw.setdefault("arch", "toynet_s1_k3")\nkw.setdefault("dls", cifar_dls("digits", fraction=0.02))\n',
+    code = dict(cifar_dls='kw.setdefault("dataset", "digits")\nkw.setdefault("fraction", 0.05)\n', create_model='kw.setdefault("name", "lenet")\n', cifar_learner='kw.setdefault("arch", "toynet_s1_k3")\nkw.setdefault("dls", cifar_dls("digits", fraction=0.02))\n',
         policy_values='kw.setdefault("policy", "cosine")\nkw.setdefault("n_epoch", 3)\n', OneOf='kw = dict(p=kw.get("p"))\n', as_image='kw.setdefault("o", torch.zeros(3, 32, 32))\n', create_opt_func='kw.setdefault("name", "sgd")\n', load_run='kw.setdefault("path", "e")\n',
         image_weights='kw["ds"] = cifar_dls("digits", fraction=0.02).train_ds\nkw.setdefault("weights", "balanced")\n').get(name, '')
     call = 'OneOf(MixUp(), CutMix(), **kw)' if name=='OneOf' else 'Recipe(**kw).check()' if name=='Recipe' else f'{name}(**kw)'
@@ -358,7 +358,7 @@ def test_generated_more(server, name): check(server, name, kinds[name][2])
 # -- the harness itself
 
 train = dict(cmd='cifar_train', argv=cheap['cifar_train'], outputs=['exps'], heavy=True)
-def broken(body): return dict(patch=f'import cifar_fastai.run as run\ndef train(*args, **kwargs): {body}\nrun.train = train', **train)
+def broken(body): return dict(patch=f'import cifar_fastai.runs.train as run\ndef train(*args, **kwargs): {body}\nrun.train = train', **train)
 broken_cases = dict(
     error=(dict(code='raise ValueError("no UserError")'), 'traceback'), key=(broken('raise KeyError("a")'), 'traceback'), code=(broken('sys.exit(3)'), 'exit code 3'),
     lines=(broken('sys.exit(sys.stderr.write("a\\nb\\n") and 2)'), 'not one sentence'), anonymous=(broken('sys.exit(sys.stderr.write("wrong\\n") and 2)'), 'not one sentence'),

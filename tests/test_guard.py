@@ -6,10 +6,11 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip as FastaiClip
 from fastai.learner import load_learner
 from fastai.torch_core import set_seed
-from cifar_fastai.checkpoint import Checkpoint,load_tree
+from cifar_fastai.runs.checkpoint import Checkpoint
+from cifar_fastai.serialize import load_tree
 from cifar_fastai.core import UserError
-from cifar_fastai.data import cifar_dls
-from cifar_fastai.guard import GradientClip,NonFiniteLoss,StopOnNonFinite
+from cifar_fastai.data.loaders import cifar_dls
+from cifar_fastai.callback.monitor import GradientClip, NonFiniteLoss, StopOnNonFinite
 from cifar_fastai.learner import cifar_learner
 
 class Spoil(Callback):

@@ -3,7 +3,7 @@ import json, os, random, shutil, signal, time
 from contextlib import suppress
 from pathlib import Path
 import pytest
-from cifar_fastai import run
+from cifar_fastai.runs import train as run
 from test_run import as_the_checkpoint_has_it, check_whole, elsewhere, files, last, log, processes # chkstyle: ignore
 
 flags = '--dataset digits --model lenet --fraction 0.1 --bs 16 --epochs 6 --sched onecycle --lr 0.05 --mixup --gpu cpu'.split()

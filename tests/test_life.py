@@ -19,15 +19,15 @@ from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner, load_learner
 from fastai.torch_core import get_random_states, set_seed
-from cifar_fastai.checkpoint import Checkpoint
+from cifar_fastai.runs.checkpoint import Checkpoint
 from cifar_fastai.core import UserError
-from cifar_fastai.data import cifar_dls
+from cifar_fastai.data.loaders import cifar_dls
 from cifar_fastai.learner import cifar_learner
 from cifar_fastai.loop import loop_state, managed, training_run
-from cifar_fastai.mixers import Chain, CutMix, MixUp, OneOf
-from cifar_fastai.monitor import CPUUse, ImagesPerSecond, PeakMemory, TrainAccuracy
+from cifar_fastai.callback.mixers import Chain, CutMix, MixUp, OneOf
+from cifar_fastai.callback.monitor import CPUUse, ImagesPerSecond, PeakMemory, TrainAccuracy
 from cifar_fastai.rng import learner_random
-from cifar_fastai.run import RunFolder
+from cifar_fastai.runs.train import RunFolder
 from test_contract import assert_same, batches, listed, make, names, net, our_learner, plain_learner, silent, state
 
 # callbacks beside the tricks: name -> function of a folder
@@ -340,8 +340,8 @@ def test_trackers_are_resumed(tmp_path):
 
 def test_the_last_epoch_counts(tmp_path):
     'The epoch in which a callback ends the fit is in the checkpoint and in the log; resuming the fit trains nothing more'
-    from cifar_fastai.run import read_log
-    from cifar_fastai.tree import load_tree
+    from cifar_fastai.runs.train import read_log
+    from cifar_fastai.serialize import load_tree
     losses = [1, .2, .9, .8, .1, .1, .1, .1]
     learn = early(losses, tmp_path)
     assert len(learn.recorder.values)==4 and len(read_log(tmp_path/'log.csv'))==4

@@ -4,10 +4,10 @@ from torch import nn
 from fastai.callback.core import Callback
 from fastai.losses import BCEWithLogitsLossFlat,CrossEntropyLossFlat,FocalLossFlat,LabelSmoothingCrossEntropyFlat
 from cifar_fastai.core import UserError
-from cifar_fastai.distill import KD
+from cifar_fastai.callback.distill import KD
 from cifar_fastai.losses import CrossEntropy,LabelSmoothing,as_probs
-from cifar_fastai.mixers import RICAP,Chain,CutMix,MixUp
-from cifar_fastai.sam import SAM
+from cifar_fastai.callback.mixers import RICAP, Chain, CutMix, MixUp
+from cifar_fastai.callback.sam import SAM
 from test_learner import fit,learner,net
 
 g = torch.Generator().manual_seed(0)

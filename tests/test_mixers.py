@@ -5,11 +5,11 @@ from scipy import stats
 from timm.data import mixup as timm_mixup
 import test_contract as contract
 from test_contract import fit,our_learner,plain_learner,refused
-from cifar_fastai import mixers
+from cifar_fastai.callback import mixers
 from cifar_fastai.core import UserError
 from cifar_fastai.losses import LabelSmoothing,as_probs
-from cifar_fastai.mixers import RICAP,Chain,CutMix,Mixer,MixUp,OneOf,cut_box,cutmix,mixup,ricap
-from cifar_fastai.sam import SAM
+from cifar_fastai.callback.mixers import RICAP, Chain, CutMix, Mixer, MixUp, OneOf, cut_box, cutmix, mixup, ricap
+from cifar_fastai.callback.sam import SAM
 
 b,n_out = 6,10
 

@@ -8,11 +8,11 @@ from fastai.learner import Learner,SkipToEpoch,load_learner
 from fastai.metrics import accuracy,error_rate
 from fastai.torch_core import set_seed
 from cifar_fastai.core import UserError
-from cifar_fastai.data import cifar_dls
+from cifar_fastai.data.loaders import cifar_dls
 from cifar_fastai.learner import cifar_learner
-from cifar_fastai.mixers import MixUp
-from cifar_fastai.monitor import CPUUse,GPUUse,ImagesPerSecond,PeakMemory,TrainAccuracy,peak_memory
-from cifar_fastai.sam import SAM
+from cifar_fastai.callback.mixers import MixUp
+from cifar_fastai.callback.monitor import CPUUse, GPUUse, ImagesPerSecond, PeakMemory, TrainAccuracy, peak_memory
+from cifar_fastai.callback.sam import SAM
 
 def learner(cbs):
     set_seed(0)

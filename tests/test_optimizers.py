@@ -10,9 +10,9 @@ from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.learner import Learner,load_learner
 from fastai.optimizer import SGD,OptimWrapper
 from fastai.torch_core import set_seed
-from cifar_fastai.checkpoint import Checkpoint,learner_state,load_learner_state
+from cifar_fastai.runs.checkpoint import Checkpoint, learner_state, load_learner_state
 from cifar_fastai.core import UserError
-from cifar_fastai.data import cifar_dls
+from cifar_fastai.data.loaders import cifar_dls
 from cifar_fastai.learner import cifar_learner
 from cifar_fastai.optimizers import AdaBound,AdaBoundW,LARS,Lion,create_opt_func,optimizers
 

@@ -3,9 +3,9 @@ import copy,pickle
 import pytest,torch
 from torch import nn
 from cifar_fastai.core import UserError
-from cifar_fastai.layers import ConvBNAct,Residual
-from cifar_fastai.regularize import ShakeDropLayer,ShakeShakeLayer,StochasticDepthLayer
-from cifar_fastai.regularize import linear_decay,regularize_branches,shake_drop,shake_shake,stochastic_depth
+from cifar_fastai.zoo.layers import ConvBNAct, Residual
+from cifar_fastai.zoo.shake import ShakeDropLayer, ShakeShakeLayer, StochasticDepthLayer
+from cifar_fastai.zoo.shake import linear_decay, regularize_branches, shake_drop, shake_shake, stochastic_depth
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 

@@ -6,9 +6,9 @@ import pytest, torch, yaml
 from scipy import stats
 from safetensors.torch import save_file
 from cifar_fastai.core import UserError
-from cifar_fastai.experiments import experiments, variants
-from cifar_fastai.recipe import write_config
-from cifar_fastai.results import *
+from cifar_fastai.studies.experiments import experiments, variants
+from cifar_fastai.runs.config import write_config
+from cifar_fastai.studies.report import *
 
 digest = 'd1'*32
 known = {v.id:v for e in experiments() for v in variants(e)}

@@ -3,11 +3,12 @@ import csv,errno,json,os,select,shutil,signal,subprocess,sys,time
 from pathlib import Path
 import pytest
 from safetensors import safe_open
-from cifar_fastai import run,tree
+from cifar_fastai import serialize
+from cifar_fastai.runs import train as run
 from cifar_fastai.cli import cifar_train
 from cifar_fastai.core import UserError
-from cifar_fastai.recipe import Recipe,read_config
-from cifar_fastai.run import train
+from cifar_fastai.runs.config import Recipe, read_config
+from cifar_fastai.runs.train import train
 
 files = ['.lock', 'best.safetensors', 'config.yaml', 'curves.png', 'environment.json', 'last.safetensors', 'log.csv']
 small = '--dataset digits --model toynet_s1_k3 --half --bs 32 --sched onecycle --lr 0.05 --mixup'.split()
@@ -26,13 +27,13 @@ def last(name): return Path(f'exps/{name}/666/last.safetensors')
 
 def as_the_checkpoint_has_it(path):
     'A checkpoint without the columns of its log that differ from run to run'
-    sd = tree.load_tree(path)
+    sd = serialize.load_tree(path)
     for r in sd['tricks']['RunFolder']['rows']:
         for k in timed: r.pop(k)
     for v in sd['recorder']['values']: del v[-2:] # the monitors of time and memory
     sd['random']['rng'].pop('torch_deterministic') # what --deterministic sets
     tensors = {}
-    return json.dumps(tree._pack(sd, tensors)),[t.numpy().tobytes() for t in tensors.values()]
+    return json.dumps(serialize._pack(sd, tensors)),[t.numpy().tobytes() for t in tensors.values()]
 
 def assert_same_end(a, b):
     assert log(a)==log(b)
@@ -88,7 +89,7 @@ def test_same_bits_twice(capsys):
 server = """
 import os,signal,sys
 signal.signal(signal.SIGINT, signal.default_int_handler) # a process started in the background ignores it
-import cifar_fastai.run,cifar_fastai.experiments,cifar_fastai.zoo.plain,sklearn.datasets
+import cifar_fastai.runs.train,cifar_fastai.studies.experiments,cifar_fastai.zoo.plain,sklearn.datasets
 from cifar_fastai.cli import cifar_train
 for line in sys.stdin:
     pid = os.fork()
@@ -144,7 +145,7 @@ def test_told_to_end(processes, signum):
     wait_for(last('told'))
     os.kill(pid, signum)
     assert processes.ended()==128+signum
-    at = tree.load_tree(last('told'), ['epoch', 'iter'])
+    at = serialize.load_tree(last('told'), ['epoch', 'iter'])
     assert 1<=at['epoch']<4
     cifar_train(argv=argv+['--name', 'told', '--resume'])
     cifar_train(argv=argv+['--name', 'whole'])
@@ -152,7 +153,7 @@ def test_told_to_end(processes, signum):
 
 def test_killed_after_the_last_checkpoint(capsys, monkeypatch):
     'A run that ended with its last checkpoint lacks nothing'
-    from cifar_fastai import checkpoint
+    from cifar_fastai.runs import checkpoint
     real = checkpoint.save_tree
     def save_and_end(path, tree):
         real(path, tree)
@@ -168,7 +169,7 @@ def test_killed_after_the_last_checkpoint(capsys, monkeypatch):
 
 def test_told_what_happened(capsys, monkeypatch):
     'A run that is told to end says where it stands and how to go on; without --resume it is refused'
-    from cifar_fastai.checkpoint import Checkpoint
+    from cifar_fastai.runs.checkpoint import Checkpoint
     def told(self):
         if self.training and (self.epoch,self.iter)==(1,3): os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(Checkpoint, 'before_batch', told, raising=False)
@@ -202,7 +203,7 @@ def test_disk_full(capsys, monkeypatch):
 def test_disk_full_under_the_writer(capsys, monkeypatch, n, what):
     'The same where the operating system refuses to go on writing tensors: in the second epoch, in either file'
     resource = pytest.importorskip('resource')
-    real,seen,soft = tree.save_file,[],resource.getrlimit(resource.RLIMIT_FSIZE)
+    real,seen,soft = serialize.save_file,[],resource.getrlimit(resource.RLIMIT_FSIZE)
     def save_file(tensors, path, *args):
         seen.append({o.name:o.read_bytes() for o in Path(path).parent.iterdir() if o.suffix=='.safetensors'})
         if len(seen)>n: resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, soft[1]))
@@ -248,8 +249,8 @@ def test_foreign_checkpoint(capsys):
     capsys.readouterr()
     for other,says in dict(a='the weights of another network', b='was made with the tricks').items():
         shutil.copy(last(other), last('c'))
-        sd = tree.load_tree(last('c'))
-        tree.save_tree(last('c'), sd | dict(epoch=1, finished=False))
+        sd = serialize.load_tree(last('c'))
+        serialize.save_tree(last('c'), sd | dict(epoch=1, finished=False))
         before = contents(last('c').parent)
         assert says in refused(capsys, [o for o in small if o!='--half']+['--fraction', '0.1', '--epochs', '2', '--name', 'c', '--resume'])
         assert contents(last('c').parent)==before
@@ -262,15 +263,15 @@ def test_missing_extra(capsys, monkeypatch):
 
 def test_no_room(monkeypatch):
     'A row that needs more memory than there is says so before it starts'
-    monkeypatch.setattr(run, 'memory_there', lambda device: 2**20)
+    monkeypatch.setattr(run, 'available_memory', lambda device: 2**20)
     with pytest.raises(UserError, match='GiB or more.*try a smaller --bs'): train(Recipe(model='resnet20', dataset='digits'))
     assert not list(Path().iterdir())
 
 @pytest.mark.slow
 def test_a_checkpoint_costs_little(tmp_path):
     'Under 2% of an epoch of ResNet-18 over 50,000 images, by what one batch takes'
-    from cifar_fastai.checkpoint import learner_state
-    from cifar_fastai.run import recipe_learner
+    from cifar_fastai.runs.checkpoint import learner_state
+    from cifar_fastai.runs.train import recipe_learner
     learn = recipe_learner(Recipe(model='resnet18', dataset='digits', fraction=0.1))
     def seconds(f, n=3):
         times = []
@@ -280,5 +281,5 @@ def test_a_checkpoint_costs_little(tmp_path):
             times.append(time.perf_counter()-start)
         return sorted(times)[n//2]
     with learn.no_bar(), learn.no_logging(): epoch = seconds(lambda: learn.fit(1))*50_000/len(learn.dls.train_ds)
-    save = seconds(lambda: tree.save_tree(tmp_path/'last.safetensors', learner_state(learn)))
+    save = seconds(lambda: serialize.save_tree(tmp_path/'last.safetensors', learner_state(learn)))
     assert save < 0.02*epoch, f'{save:.2f} s of {epoch:.0f}'

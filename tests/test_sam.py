@@ -11,10 +11,10 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
-from cifar_fastai.average import EMA
-from cifar_fastai.learner import wait_free
-from cifar_fastai.mixers import MixUp
-from cifar_fastai.sam import ASAM,SAM
+from cifar_fastai.callback.average import EMA
+from cifar_fastai.learner import async_metrics
+from cifar_fastai.callback.mixers import MixUp
+from cifar_fastai.callback.sam import ASAM, SAM
 
 sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
 
@@ -26,7 +26,7 @@ def batches(n=4, bs=6, dtype=torch.float64, seed=3):
 
 def learner(bs, model, cbs):
     learn = Learner(DataLoaders(bs, bs), model, nn.CrossEntropyLoss(), opt_func=sgd, lr=0.1, wd=0., cbs=cbs)
-    return wait_free(learn)
+    return async_metrics(learn)
 
 def fit(learn, n=1):
     with learn.no_bar(), learn.no_logging(): learn.fit(n)

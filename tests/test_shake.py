@@ -7,13 +7,13 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
-from cifar_fastai.backbones import get_model
+from cifar_fastai.zoo.registry import create_model
 from cifar_fastai.core import UserError
-from cifar_fastai.layers import PreActResidual,Residual
-from cifar_fastai.learner import wait_free
-from cifar_fastai.regularize import ShakeDropLayer
-from cifar_fastai.sam import SAM
-from cifar_fastai.shake import ShakeDrop,StochasticDepth
+from cifar_fastai.zoo.layers import PreActResidual, Residual
+from cifar_fastai.learner import async_metrics
+from cifar_fastai.zoo.shake import ShakeDropLayer
+from cifar_fastai.callback.sam import SAM
+from cifar_fastai.zoo.shake import ShakeDrop, StochasticDepth
 
 class Ones(nn.Module):
     'A branch of ones, which its weight multiplies'
@@ -34,7 +34,7 @@ sgd = partial(OptimWrapper, opt=torch.optim.SGD)
 def learner(cbs, model=None, loss=nn.CrossEntropyLoss(), n=8000):
     set_seed(0)
     dls = DataLoaders(*[[(torch.rand(n, 1, 2, 2), torch.zeros(n, dtype=torch.long))]]*2)
-    return wait_free(Learner(dls, Blocks() if model is None else model, loss, lr=0., opt_func=sgd, cbs=cbs))
+    return async_metrics(Learner(dls, Blocks() if model is None else model, loss, lr=0., opt_func=sgd, cbs=cbs))
 
 def fit(learn, n=1):
     with learn.no_bar(), learn.no_logging(): learn.fit(n)
@@ -100,10 +100,10 @@ def test_sam(cb, same):
 @pytest.mark.parametrize('name', ['resnet20', 'preact_resnet', 'coatnet_0', 'convnext_tiny'])
 def test_on_backbones(name):
     'Families with residual branches have them hooked; the network is in the end as it was'
-    model = get_model(name, 10)
+    model = create_model(name, 10)
     n = sum(isinstance(m, Residual) for m in model.modules())
     x,learn = torch.rand(2, 3, 32, 32),learner(ShakeDrop(), model)
-    with learn.shake_drop.around_train():
+    with learn.shake_drop.train_context():
         assert sum(len(m._forward_hooks) for m in model.modules())==n>0
         with torch.no_grad(): assert not torch.equal(model.eval()(x), model(x))
     with torch.no_grad(): assert torch.equal(model(x), model(x))

@@ -6,13 +6,13 @@ import pytest, torch, yaml
 from fastai.vision.all import Path, Learner
 from PIL import Image
 from safetensors.torch import load_file, save_file
-import cifar_fastai.share as share
+import cifar_fastai.runs.export as share
 from cifar_fastai.core import UserError
-from cifar_fastai.data import digit_images
-from cifar_fastai.recipe import Recipe
-from cifar_fastai.results import read_run
-from cifar_fastai.run import train
-from cifar_fastai.share import *
+from cifar_fastai.data.datasets import digit_images
+from cifar_fastai.runs.config import Recipe
+from cifar_fastai.studies.report import read_run
+from cifar_fastai.runs.train import train
+from cifar_fastai.runs.export import *
 
 names = 'README.md', 'config.json', 'model.safetensors'
 

@@ -2,8 +2,8 @@
 import copy,pickle,time
 import pytest,torch
 from torch import nn
-from cifar_fastai.backbones import get_model,list_models,model_summary,zoo_contract
-from cifar_fastai.regularize import ShakeDropLayer,ShakeShakeLayer,StochasticDepthLayer
+from cifar_fastai.zoo.registry import create_model, list_models, model_summary, zoo_contract
+from cifar_fastai.zoo.shake import ShakeDropLayer, ShakeShakeLayer, StochasticDepthLayer
 from zoo_refs import copy_to,load_references,randomise_
 
 contract = zoo_contract()
@@ -36,7 +36,7 @@ def test_contract_is_whole():
 def deviation(name):
     'How far the logits in eval mode are from those of the other package with the same weights'
     torch.manual_seed(0)
-    ref,ours = references[name],randomise_(get_model(name))
+    ref,ours = references[name],randomise_(create_model(name))
     theirs = copy_to(ours, ref, ref.build())
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad(): return rel(ours.eval()(x), theirs.eval()(x))
@@ -51,7 +51,7 @@ def test_backbone(name):
     'What every network must do'
     torch.manual_seed(0)
     x,start = torch.randn(2, 3, 32, 32),time.process_time()
-    model = get_model(name)
+    model = create_model(name)
     big = sum(p.numel() for p in model.parameters())>5e7
     assert time.process_time()-start < (6 if big else 2), 'seconds to build, twice what they may be'
     with torch.autograd.set_detect_anomaly(True):
@@ -64,7 +64,7 @@ def test_backbone(name):
     with torch.no_grad():
         out = model(x)
         assert torch.allclose(model(x[:1]), out[:1], rtol=1e-4, atol=1e-4*out.abs().max().item()), 'a batch of one'
-        twin = get_model(name).eval()
+        twin = create_model(name).eval()
         twin.load_state_dict(model.state_dict())
         assert torch.equal(twin(x), out), 'the state dict says all'
         last = copy.deepcopy(model).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
@@ -74,7 +74,7 @@ def test_backbone(name):
 @pytest.mark.parametrize('name', names)
 def test_on_meta(name):
     'Runs forward and backward on the meta device, for 100 classes and one channel'
-    with torch.device('meta'): model = get_model(name, n_out=100, in_chans=1)
+    with torch.device('meta'): model = create_model(name, n_out=100, in_chans=1)
     state,out = torch.get_rng_state(),model(torch.empty(2, 1, 32, 32, device='meta'))
     assert out.shape==(2, 100)
     out.sum().backward()
@@ -83,14 +83,14 @@ def test_on_meta(name):
 
 def test_aliases():
     'The same row under another name'
-    from cifar_fastai.backbones import backbones
+    from cifar_fastai.zoo.registry import backbones
     assert {n:backbones[n].name for n in names if backbones[n].name!=n}==aliases
 
 @pytest.mark.parametrize('name', up_to(0.13, names))
 def test_export(name):
     'torch.export gives a program with the same outputs'
     torch.manual_seed(0)
-    model,x = get_model(name).eval(),torch.randn(2, 3, 32, 32)
+    model,x = create_model(name).eval(),torch.randn(2, 3, 32, 32)
     program = torch.export.export(model, (x,), strict=False).module()
     with torch.no_grad(): assert rel(program(x), model(x)) < 1e-6
 
@@ -105,7 +105,7 @@ class Times(nn.Module):
 def test_noise(name):
     'On average, every random layer does in train mode what it does in eval mode; the noise is of each image'
     torch.manual_seed(0)
-    model,ones = get_model(name),torch.ones(20000, 1, 1, 1, dtype=torch.double)
+    model,ones = create_model(name),torch.ones(20000, 1, 1, 1, dtype=torch.double)
     layers = [copy.copy(m) for m in model.modules() if isinstance(m, noises)]
     for m in layers:
         if isinstance(m, ShakeShakeLayer): m._modules = dict(a=Times(1), b=Times(-0.5))

@@ -3,7 +3,7 @@
 Written from the papers' tables and the descriptions in the notebooks, with nothing of ours but `model_summary`, which is what is tested."""
 from itertools import pairwise
 import pytest
-from cifar_fastai.backbones import find_model,list_models,model_summary,zoo_contract
+from cifar_fastai.zoo.registry import find_model, list_models, model_summary, zoo_contract
 
 contract = zoo_contract()
 names = [n for n in list_models() if contract.get(find_model(n).name, {}).get('confirmed_by')!='outputs']

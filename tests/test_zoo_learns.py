@@ -3,8 +3,8 @@ import math
 from functools import cache
 from statistics import mean
 import pytest,torch,torch.nn.functional as F
-from cifar_fastai.backbones import get_model,list_models
-from cifar_fastai.data import cifar_dls
+from cifar_fastai.zoo.registry import create_model, list_models
+from cifar_fastai.data.loaders import cifar_dls
 
 quick = {'lenet', 'shufflenetv2', 'mobilevit_xxs', 'resnet20', 'squeezenet', 'toynet_s1_k3'} # one or two of a kind
 # of Adam, where 1e-3 is not it
@@ -25,7 +25,7 @@ def learns(name, steps=96):
     'Training loss of the first step, the mean of the last 8, how many there were, and the settings'
     torch.manual_seed(0)
     size,rate = bs.get(name, 16),lr.get(name, 1e-3)
-    model,losses = get_model(name),[]
+    model,losses = create_model(name),[]
     opt = torch.optim.Adam(model.parameters(), lr=rate)
     while len(losses)<steps and (len(losses)<8 or mean(losses[-8:])>=bound):
         x,y = batches(size)[len(losses)%(256//size)]

@@ -1,8 +1,8 @@
 'Train-mode gradients of backbones are those of the other package, once dropout and stochastic depth are off.'
 import pytest,torch
 from torch import nn
-from cifar_fastai.backbones import get_model
-from cifar_fastai.regularize import StochasticDepthLayer
+from cifar_fastai.zoo.registry import create_model
+from cifar_fastai.zoo.shake import StochasticDepthLayer
 from test_zoo import references,rel,up_to
 from zoo_refs import copy_to,randomise_
 
@@ -20,7 +20,7 @@ def without_dropout(model):
 def gradient_deviation(name):
     'How far the input gradient in train mode is from that of the other package with the same weights'
     torch.manual_seed(0)
-    ref,ours = references[name],randomise_(get_model(name)).double()
+    ref,ours = references[name],randomise_(create_model(name)).double()
     theirs = copy_to(ours, ref, ref.build().double())
     x = torch.randn(2, 3, 32, 32, dtype=torch.double)
     grads = []
