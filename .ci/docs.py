@@ -20,7 +20,7 @@ from smalldocs.layout import KATEX
 from smalldocs.site import build
 
 # What the first digit of a notebook's number stands for, as the sidebar says it
-parts = ['Foundations', 'Data', 'Building blocks', 'Backbones', 'Training', 'Tricks', 'Learner', 'Experiments', 'Speed', 'Commands']
+parts = ['Foundations', 'Data', 'Augmentation', 'Backbones', 'Losses, optimizers, schedules', 'Callbacks', 'Learner and runs', 'Studies', 'Speed', 'Commands']
 
 class keep_intro(Processor):
     "nbdev takes the first cell for a page's title and description: text below them gets a cell of its own"
@@ -68,7 +68,9 @@ def staged(text, cfg, up):
 
 def sidebar(nbs):
     "Pages in the order of their numbers, by part; tutorials after `index`, before everything else"
-    def part(o): return o.parts[0].capitalize() if len(o.parts)>1 else '' if o.stem=='index' else parts[int(o.name[0])]
+    def part(o):
+        if len(o.parts)>1: return o.parts[0].capitalize()
+        return '' if o.stem=='index' else parts[3 if o.name[3:].startswith('zoo') else int(o.name[0])]
     order = sorted(nbs, key=lambda o: (o.stem!='index', len(o.parts)==1, str(o)))
     groups = [(k, [str(page_name(o)) for o in g]) for k,g in groupby(order, part)]
     return [o for k,g in groups for o in ([dict(section=k, contents=g)] if k else g)]
@@ -179,5 +181,5 @@ def main(
         shutil.rmtree(cfg.doc_path, ignore_errors=True)
         shutil.move(site, cfg.doc_path)
     bad = warnings + broken_links(cfg, cfg.doc_path) + broken_readme_links(cfg)
-    if bad: sys.exit('\n'.join([f'{len(bad)} things to mend in the documentation:', *bad]))
+    if bad: sys.exit('\n'.join([f'{len(bad)} problems in the documentation:', *bad]))
     print(f'{len(nbs)} pages in {cfg.doc_path.name}/, and README.md')

@@ -318,7 +318,7 @@ def prepare(root):
 
 # -- outcomes
 
-notes = '--nw has no meaning here', 'is resumed with' # what a command may say beside its outcome
+notes = '--nw is ignored', 'is resumed with' # what a command may say beside its outcome
 
 def within(path, folder): return path==folder or path.startswith(folder+os.sep)
 

@@ -1,13 +1,15 @@
 'The commands: what is refused and how, where settings come from, and that the published commands work.'
-import inspect,json,os,shlex,signal,subprocess,sys,time
-from dataclasses import asdict,replace
+import json, os, re, shlex, signal, subprocess, sys, time
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 import pytest
 from cifar_fastai import cli
-from cifar_fastai.cli import cifar_bench,cifar_compare,cifar_export,cifar_lr_find,cifar_report,cifar_reproduce,cifar_train,cifar_zoo
+from cifar_fastai.cli import cifar_bench, cifar_compare, cifar_export, cifar_lr_find, cifar_report, cifar_reproduce
+from cifar_fastai.cli import cifar_train, cifar_tricks, cifar_zoo
 from cifar_fastai.core import UserError
 from cifar_fastai.studies.experiments import experiment, experiments
-from cifar_fastai.runs.config import Recipe, limits, read_config, trick_calls
+from cifar_fastai.runs.config import RunConfig, limits, parse_calls, read_config
+from cifar_fastai.runs.published import PublishedTricks, translate
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
@@ -15,7 +17,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('CIFAR_FASTAI_DATA', raising=False)
 
-commands = cifar_train,cifar_lr_find,cifar_reproduce,cifar_report,cifar_compare,cifar_export,cifar_zoo,cifar_bench
+commands = cifar_train,cifar_lr_find,cifar_reproduce,cifar_report,cifar_compare,cifar_export,cifar_zoo,cifar_tricks,cifar_bench
 
 def refused(capsys, cmd, argv):
     'The one line with which `argv` is refused; nothing is left behind'
@@ -28,8 +30,14 @@ def refused(capsys, cmd, argv):
     (['--model', 'resnet21'], "no backbone 'resnet21': did you mean 'resnet20'"),
     (['--dataset', 'digit'], "no data set 'digit': did you mean 'digits'"),
     (['--sched', 'cosin'], "no fit policy 'cosin': did you mean 'cosine'"),
-    (['--optims', 'adamm'], "no optimizer 'adamm': did you mean 'adam'"),
-    (['--crit', 'cee'], "no criterion 'cee': did you mean 'ce'"),
+    (['--schedule', 'cosin'], "no schedule 'cosin': did you mean 'cosine'"),
+    (['--schedule', 'cosine(gamma=0.1)'], "no parameter of cosine 'gamma'"),
+    (['--optims', 'adamm'], "no optims 'adamm': did you mean 'adam'"),
+    (['--optimizer', 'adamm'], "no optimizer 'adamm': did you mean 'adam'"),
+    (['--crit', 'cee'], "no crit 'cee': did you mean 'ce'"),
+    (['--loss', 'CrosEntropy'], "no loss 'CrosEntropy': did you mean 'CrossEntropy'"),
+    (['--precision', 'fp8'], "no precision 'fp8': did you mean"),
+    (['--subset', 'frist'], "no subset 'frist': did you mean 'first'"),
     (['--mixup-alpah', '1'], "no flag '--mixup-alpah': did you mean '--mixup-alpha'"),
     (['--mixup', '--mixup-alpha', '-1'], 'mixup_alpha is -1.0: it must be a number in [0, 1000].'),
     (['--sam', '--sam-rho', '-1'], 'sam_rho is -1.0: it must be a number in [0, 100].'),
@@ -38,15 +46,15 @@ def refused(capsys, cmd, argv):
     (['--bs', 'many'], "invalid int value: 'many'"),
     (['--sam', 'maybe'], "'maybe' must be True or False"),
     (['--epochs', '0'], 'epochs is 0: it must be an integer in [1, 100000].'),
-    (['--milestones', '60;120'], 'write the epochs with commas between them'),
+    (['--milestones', '60;120'], 'write epochs as 60,120,160'),
     (['--row', '3.9/ss64_cx'], "no experiment '3.9/ss64_cx': did you mean '3.9/ss64_c"),
     (['--config', 'no.yaml'], 'no.yaml cannot be read'),
     (['--tricks', 'EMMA(0.9)', '--model', 'resnet20'], "no trick 'EMMA': did you mean 'EMA'"),
-    (['--tricks', 'EMA(0.9', '--model', 'resnet20'], 'write tricks as calls, such as "EMA(0.99) ShakeDrop()"'),
-    (['--tricks', 'EMA(decy=1)', '--model', 'resnet20'], 'EMA cannot be created with these arguments'),
+    (['--tricks', 'EMA(0.9', '--model', 'resnet20'], 'it must be written as calls, such as "EMA(0.99) ShakeDrop()"'),
+    (['--tricks', 'EMA(decy=1)', '--model', 'resnet20'], "no parameter of EMA 'decy': did you mean 'decay'"),
     (['--fast', '--half', '--dataset', 'digits'], 'half and fast each select the training images'),
     (['--fraction', '2', '--dataset', 'digits'], 'fraction is 2.0'),
-    (['--gpu', '7', '--dataset', 'digits'], "There is no GPU '7' here"),
+    (['--gpu', '7', '--dataset', 'digits'], "There is no GPU '7': this machine has none"),
     (['--model', 'pyramidnet272', '--bs', '1000000', '--dataset', 'digits'], 'GiB or more'), (['--gamma', '0.1', '--sched', 'cosine', '--dataset', 'digits'], 'gamma is 0.1: the cosine schedule does not use it')])
 def test_refused(capsys, argv, says):
     'One sentence with what was wrong and what would be right, exit code 2, no traceback'
@@ -60,6 +68,16 @@ def test_zoo(capsys):
     assert 'pytorchcv resnet20_cifar10' in capsys.readouterr().out
     assert "did you mean 'resnet20'" in refused(capsys, cifar_zoo, ['resnet21'])
 
+def test_tricks(capsys):
+    '`cifar-tricks` lists tricks with their defaults, without torch'
+    cifar_tricks(argv=[])
+    assert 'SAM(rho=0.05, same_rng=True, sync=False)' in capsys.readouterr().out
+    cifar_tricks(argv=['*Mix*'])
+    assert len(capsys.readouterr().out.splitlines())==3
+    assert "did you mean 'MixUp'" in refused(capsys, cifar_tricks, ['MixPu'])
+    code,out,_ = ended("import sys\nfrom cifar_fastai.cli import cifar_tricks\ncifar_tricks(argv=[])\nassert 'torch' not in sys.modules")
+    assert code==0 and 'MixUp(alpha=1.0)' in out
+
 def test_bench(capsys):
     '`cifar-bench` writes ratios with what they were taken with'
     cifar_bench(argv='--fraction 0.02 --bs 16 --rounds 1 --model toynet_s1_k3'.split())
@@ -67,15 +85,16 @@ def test_bench(capsys):
     assert got['data']=='digits, 30 images' and 0.2<got['epoch']['bare']['ratio']<5 and got['epoch']['SAM']['ratio']>0 and 'ProgressiveResize' not in got['epoch'] and 'TensorDL' in got['data_cost']
 
 @pytest.mark.parametrize('argv,says', [
-    (['--table', '3.99'], "no table '3.99': did you mean '3.9'"), ([], 'Nothing was asked for'), (['--rows', '3.9/x*'], "no experiment '3.9/x*'"),
+    (['--table', '3.99'], "no table '3.99': did you mean '3.9'"), ([], 'No rows were selected'), (['--rows', '3.9/x*'], "no experiment '3.9/x*'"),
     (['--table', '3.9', '--seeds', '0'], 'seeds is 0: it must be an integer in [1, 1000].'), (['--tabel', '3.9'], "no flag '--tabel': did you mean '--table'")])
 def test_reproduce_refused(capsys, argv, says):
     'The same for a sweep'
     assert says in refused(capsys, cifar_reproduce, argv)
 
 huge = [('epochs', '1'+'0'*30, 1), ('bs', '1'+'0'*30, 1), ('seed', str(2**64), 0), ('seed', '-1', 0), ('threads', '0', 1), ('cutout_length', '1'+'0'*30, 0)]
-reals = [k for k,v in asdict(Recipe()).items() if k in limits and (k, type(v))!=('seed', int) and not isinstance(v, int) and k!='threads']
-outside = [(k, v) for k in reals for v in ('inf', '-inf', 'nan', '1e308', '-1')] + [(k, v) for k,v,_ in huge] + [('fraction', '1e-300'), ('fraction', '0'), ('random_erase_r', '0')]
+reals = [f.name for c in (RunConfig, PublishedTricks) for f in fields(c) if f.type is float]
+outside = [(k, v) for k in reals for v in ('inf', '-inf', 'nan', '1e308', '-1')] + [(k, v) for k,v,_ in huge]
+outside += [('fraction', '1e-300'), ('fraction', '0'), ('random_erase_r', '0')]
 
 @pytest.mark.parametrize('name,v', outside)
 def test_numbers_have_limits(capsys, name, v):
@@ -84,11 +103,10 @@ def test_numbers_have_limits(capsys, name, v):
     assert err.startswith(f'cifar-train: {name} is ') and ': it must be a' in err and ' in [' in err
 
 def test_all_numbers_have_limits():
-    'No numeric field of a recipe, and no numeric parameter of a command, is without'
+    'No numeric field of a configuration, no numeric published flag, and no numeric parameter of a command is without'
     from typing import get_type_hints
-    fields = {k for k,t in get_type_hints(Recipe).items() if t in (int, float)}
-    flags = {k for c in commands for k,t in get_type_hints(c).items() if t in (int, float)} - {'nw'} # has no meaning
-    assert fields|flags==set(limits)
+    hints = [get_type_hints(o) for o in (RunConfig, PublishedTricks, *commands)]
+    assert {k for h in hints for k,t in h.items() if t in (int, float)} - {'nw'}=={*limits} # --nw is ignored
 
 @pytest.mark.parametrize('cmd,argv,says', [(cifar_lr_find, '--num-it 0', 'num_it is 0'), (cifar_lr_find, '--num-it '+'9'*30, 'num_it is 9'), (cifar_bench, '--rounds 0', 'rounds is 0'),
     (cifar_bench, '--bs -1', 'bs is -1'), (cifar_bench, '--fraction nan', 'fraction is nan'), (cifar_reproduce, '--all --seeds '+'9'*30, 'seeds is 9'), (cifar_reproduce, '--all --workers 0', 'workers is 0'),
@@ -96,7 +114,7 @@ def test_all_numbers_have_limits():
     (cifar_train, '--epochs '+'9'*5000, 'invalid int value'), (cifar_train, '--root nowhere --dataset digits', "root is 'nowhere'"), (cifar_reproduce, '--all --root nowhere', "root is 'nowhere'"),
     (cifar_train, '--gpu ²', "gpu is '²'"), (cifar_train, '--gpu '+'9'*4000, 'gpu is'), (cifar_train, '--gpu -1', "gpu is '-1'"), (cifar_train, '--nesterov --momentum 0 --model toynet_s1_k3 --dataset digits', 'Nesterov momentum needs'),
     (cifar_train, '--init kaimin --dataset digits', "no init 'kaimin'"), (cifar_train, '--milestones -1', 'milestones is -1'), (cifar_train, '--milestones '+'9'*4000, 'milestones is'),
-    (cifar_train, '--sched warmup --warmup 300', 'warmup is 300'), (cifar_train, '--random-erase --random-erase-sl 0.5', 'area is (0.5, 0.4)'),
+    (cifar_train, '--sched warmup --warmup 300', 'warmup is 300'), (cifar_train, '--schedule warmcosine(warmup=300)', 'warmup is 300'), (cifar_train, '--random-erase --random-erase-sl 0.5', 'area is (0.5, 0.4)'),
     *[(cifar_train, f'--{k}=', f'{k} is empty') for k in ('config', 'name', 'row', 'root', 'model', 'exps', 'gpu')],
     (cifar_reproduce, '--rows=', 'rows is empty'), (cifar_report, '--out=', 'out is empty'),
     *[(cifar_train, f'--{k}=a\0b', f'{k} contains') for k in ('name', 'root', 'dataset', 'model', 'tricks', 'row', 'exps', 'config')], (cifar_train, '--name=a\udcffb', 'name contains'),
@@ -114,11 +132,22 @@ def test_tricks_refused(capsys, tricks):
     assert len(refused(capsys, cifar_train, ['--tricks='+tricks, '--model', 'toynet_s1_k3', '--dataset', 'digits']))<400
 
 def test_nested_tricks():
-    'Mixers within `OneOf` and `Chain`, by commas or spaces, with words that hold spaces'
-    from cifar_fastai.runs.train import recipe_tricks
-    a,b = recipe_tricks(Recipe(tricks="OneOf(MixUp(0.2), Chain(CutMix(p=0.1), RICAP()), p=0.5)\n ShakeDrop(alpha=(-1, 1)),EMA"))[:2]
-    assert repr(a.mixers[0])=='MixUp(alpha=0.2)' and [type(o).__name__ for o in a.mixers[1].mixers]==['CutMix', 'RICAP'] and a.p==0.5 and a.mixers[1].mixers[0].p==0.1
-    assert b.alpha==(-1, 1) and trick_calls("KD('my  folder/x (1)')")==[('KD', ['my  folder/x (1)'], {})]
+    'Mixers within `OneOf` and `Chain`, separated by commas or spaces, and strings that contain spaces'
+    from cifar_fastai.runs.train import create_tricks
+    text = "OneOf(MixUp(0.2), Chain(CutMix(p=0.1), RICAP()), p=0.5)\n ShakeDrop(alpha=(-1, 1)),EMA"
+    _,a,b = create_tricks(RunConfig(tricks=text))
+    assert repr(a.mixers[0])=='MixUp(alpha=0.2)' and [type(o).__name__ for o in a.mixers[1].mixers]==['CutMix', 'RICAP']
+    assert a.p==0.5 and a.mixers[1].mixers[0].p==0.1 and b.alpha==(-1, 1)
+    assert parse_calls("KD('my  folder/x (1)')")==[('KD', ['my  folder/x (1)'], {})]
+
+def test_calls_have_one_form():
+    'The same call written in different ways is the same configuration, and its text is read as itself'
+    ways = ['MixUp(0.2) Cutout()', 'MixUp(alpha=0.2), Cutout(16)', ['MixUp(0.2)', 'Cutout(length=16, holes=1)'], 'MixUp(alpha=.2)Cutout']
+    assert len({str(RunConfig(tricks=o)) for o in ways[:3]})==1 and RunConfig(tricks=ways[0]).tricks==['Cutout()', 'MixUp(alpha=0.2)']
+    for o in ('RandomErasing(0.3, (0.1, 0.2))', "OneOf(MixUp(1), Chain(CutMix(), RICAP(0.1)), p=(0.5, 0.25))", "KD('resnet20', path='a b.safetensors')"):
+        cfg = RunConfig(tricks=o)
+        assert RunConfig(tricks=cfg.tricks)==cfg and RunConfig(tricks=' '.join(cfg.tricks))==cfg
+    assert RunConfig(schedule='multistep((60, 120), 0.2)')==RunConfig(schedule='multistep(milestones=(60,120), gamma=0.2)')
 
 def test_unknown_errors_keep_their_traceback(monkeypatch):
     'A bug is no sentence'
@@ -157,11 +186,12 @@ def test_config_is_a_file(capsys, kind):
     assert e.value.code==2 and err.count('\n')==1
 
 def test_config_of_a_run_is_one():
-    'What a run keeps, and what --print-config shows, resolves to the same recipe'
+    'The configuration that a run stores is read as itself'
     from cifar_fastai.runs.config import write_config
-    for r in (Recipe(tricks='EMA(0.9)', sched='warmup', gamma=0.3), experiment('3.8/pyramidnet272_autoaugment_random_erase_mixup').recipe, Recipe(lr=1e-5, milestones='1,2')):
+    cfgs = RunConfig(tricks='EMA(0.9) SAM', schedule='warmup_multistep(gamma=0.3)'),RunConfig(lr=1e-5, schedule='multistep((1,2))')
+    for r in (*cfgs, experiment('3.8/pyramidnet272_autoaugment_random_erase_mixup').config):
         Path('run.yaml').write_text(write_config(asdict(r)))
-        assert Recipe(**read_config('run.yaml'))==r
+        assert RunConfig(**read_config('run.yaml'))==r
 
 def ended(code, *, stdout=subprocess.PIPE, **kwargs):
     'Exit code, output and errors of a process'
@@ -170,7 +200,8 @@ def ended(code, *, stdout=subprocess.PIPE, **kwargs):
 
 def test_refusals_are_quick():
     'Help, and what can be refused without torch, does without it'
-    for argv in (['--help'], ['--print-config'], ['--bs', '0'], ['--tricks', '1'], ['--config', 'no.yaml'], ['--mixpu'], ['--milestones', 'x']):
+    for argv in (['--help'], ['--print-config'], ['--bs', '0'], ['--tricks', '1'], ['--tricks', 'MixPu()'], ['--tricks', 'MixUp(alhpa=1)'], ['--config', 'no.yaml'], ['--mixpu'],
+        ['--milestones', 'x'], ['--model', 'resnet21'], ['--optims', 'x'], ['--schedule', 'x'], ['--init', 'x']):
         code,out,err = ended(f"""import sys
 from cifar_fastai.cli import cifar_train
 try: cifar_train(argv={argv!r})
@@ -217,15 +248,18 @@ def test_interrupted(monkeypatch, capsys):
 @pytest.mark.slow
 def test_second_interrupt():
     'The same in a process that trains: the first Ctrl-C saves after the batch, a second one does not wait for it'
-    code = """from fastai.vision.all import Callback,Learner
+    code = """from fastai.vision.all import Callback
 import time
-from cifar_fastai.runs import train as run
-real = run.recipe_learner
+from cifar_fastai.runs.train import RunPlan
+real = RunPlan.learner
 class Slow(Callback):
     def before_batch(self):
         print('batch', flush=True)
         time.sleep(30)
-run.recipe_learner = lambda *args, **kwargs: (lambda l: l.add_cb(Slow()))(real(*args, **kwargs))
+def slow(self, **kwargs):
+    learn = real(self, **kwargs)
+    return learn.add_cb(Slow())
+RunPlan.learner = slow
 from cifar_fastai.cli import cifar_train
 cifar_train()"""
     p = subprocess.Popen([sys.executable, '-c', code, *'--dataset digits --model toynet_s1_k3 --epochs 1'.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -236,9 +270,11 @@ cifar_train()"""
     out,err = p.communicate(timeout=20)
     assert p.returncode==130 and 'Traceback' not in err
 
-# name of a schedule, and the settings that its policy takes
+# published name of a schedule, and the settings that its policy takes
 shapes = dict(multistep=dict(milestones='2,4', gamma=0.3), warmup=dict(milestones='3', gamma=0.3, warmup=2.), warmcosine=dict(warmup=2., period=9.),
     cosine={}, custom={}, cosine_restarts={}, onecycle={})
+small = RunConfig('toynet_s1_k3', 'digits')
+def translated(cfg=small, **flags): return cfg.override(**translate(flags, cfg))
 
 def rates(fit):
     'The learning rate of every batch of a fit'
@@ -251,72 +287,80 @@ def rates(fit):
 
 @pytest.mark.parametrize('sched,names', [(k, names) for k,v in shapes.items() for names in {(), *((o,) for o in v), tuple(v)}])
 def test_schedule_settings(sched, names):
-    "A recipe's fit has the rates of the policy's own: what was not given is the policy's default"
-    from cifar_fastai.runs.config import epoch_list
-    from cifar_fastai.runs.train import check_recipe, recipe_fit
-    from cifar_fastai.schedules import policies
+    "The fit of a configuration has the rates of the policy: what was not given is the policy's default"
+    from cifar_fastai.runs.published import epoch_list
+    from cifar_fastai.runs.train import RunPlan
     given = {k:shapes[sched][k] for k in names}
-    r = Recipe(model='toynet_s1_k3', dataset='digits', sched=sched, epochs=6, lr=0.05, **given)
-    if 'period' in given and 'period' not in inspect.signature(policies['warmcosine']).parameters: pytest.skip('no period')
-    check_recipe(r)
+    r = translated(replace(small, epochs=6, lr=0.05), sched=sched, **given)
+    policy = dict(warmup='warmup_multistep', custom='triangular').get(sched, sched)
     def own(learn):
         if sched=='onecycle': return learn.fit_one_cycle(6, 0.05)
-        getattr(learn, f'fit_{r.policy}')(6, 0.05, **{k:epoch_list(v) if k=='milestones' else v for k,v in given.items()})
-    assert rates(lambda learn: recipe_fit(learn, r))==rates(own)
+        getattr(learn, f'fit_{policy}')(6, 0.05, **{k:epoch_list(v) if k=='milestones' else v for k,v in given.items()})
+    assert rates(lambda learn: RunPlan(r).fit(learn))==rates(own)
 
 @pytest.mark.parametrize('sched', shapes)
 @pytest.mark.parametrize('k,v', dict(milestones='1', gamma=0.5, warmup=1., period=6.).items())
 def test_settings_without_effect(sched, k, v):
-    'A setting that the schedule does not take is refused, and nothing that it takes'
-    from cifar_fastai.runs.train import check_recipe
-    r = Recipe(model='toynet_s1_k3', dataset='digits', epochs=6, sched=sched, **{k:v})
-    if k=='period' and k in shapes[sched]: return
-    if k in shapes[sched]: return check_recipe(r)
-    with pytest.raises(UserError, match=f'{k} is .*the {sched} schedule does not use it'): check_recipe(r)
+    'A setting that the schedule does not take is refused, and none that it takes'
+    from cifar_fastai.runs.train import RunPlan
+    cfg = replace(small, epochs=6)
+    if k in shapes[sched]: assert RunPlan(translated(cfg, sched=sched, **{k:v})).schedule.name
+    else:
+        with pytest.raises(UserError, match=f'{k} is .*the {sched} schedule does not use it'): translated(cfg, sched=sched, **{k:v})
 
 def test_row_with_another_schedule(monkeypatch):
-    "What a row sets of its schedule does not outlive it: another schedule has its own defaults, and another length the row's proportions"
+    "A row's settings of its schedule do not outlive it: another schedule has its own defaults, and another length the row's proportions"
     row = '3.8/pyramidnet272_autoaugment_random_erase_mixup'
     def of(argv): return resolved(monkeypatch, ['--row', row, *argv.split()])[0]
-    assert (of('').warmup, of('').period)==(20, 300)
-    assert (of('--sched multistep').warmup, of('--sched multistep').period)==(None, None)
-    assert (of('--sched warmup').warmup, of('--sched warmup --warmup 3').warmup)==(None, 3)
-    assert (of('--epochs 30').warmup, of('--epochs 30').period, of('--epochs 30 --warmup 5').warmup, of('--epochs 30 --warmup 5').period)==(2, 30, 5, 30)
+    assert of('').schedule=='warmcosine(warmup=20.0, period=300.0)'
+    assert of('--sched multistep').schedule==of('--schedule multistep').schedule=='multistep'
+    assert of('--sched warmup').schedule=='warmup_multistep' and of('--sched warmup --warmup 3').schedule=='warmup_multistep(warmup=3.0)'
+    assert of('--epochs 30').schedule=='warmcosine(warmup=2.0, period=30.0)'
+    assert of('--epochs 30 --warmup 5').schedule=='warmcosine(warmup=5.0, period=30.0)'
     assert of('--init default').init is None and of('--wd-bn-bias True').wd_bn_bias
 
-def test_data_of_a_recipe(monkeypatch):
+def test_default_rate_follows_the_optimizer(monkeypatch):
+    'A learning rate that nobody gave is that of the optimizer; a given one stays'
+    for argv,lr in ('--optims adam', 1e-3), ('--optimizer adam', 1e-3), ('--optims sam', 0.1), ('--optimizer lion --lr 0.1', 0.1), ('--optims adam --row 3.9/ss64_c', 0.1):
+        assert resolved(monkeypatch, argv.split())[0].lr==lr
+
+def test_data_of_a_configuration(monkeypatch):
     'Which images: --fraction draws by the seed, --half and --fast are fixed, table 3.3 has the first of each set'
-    import cifar_fastai.runs.train as run
+    from cifar_fastai.runs import train as run
     seen = []
     class Seen(Exception): pass
     def cifar_dls(*args, **kwargs):
         seen.append(kwargs)
         raise Seen
     monkeypatch.setattr(run, 'cifar_dls', cifar_dls)
-    def of(**kwargs):
-        with pytest.raises(Seen): run.recipe_learner(Recipe(model='toynet_s1_k3', dataset='digits', **kwargs))
+    def of(seed=666, drop_last=False, fraction=1., **flags):
+        cfg = replace(small, seed=seed, drop_last=drop_last, fraction=fraction)
+        with pytest.raises(Seen): run.RunPlan(translated(cfg, **flags)).learner()
         return seen[-1]
     for seed in (1, 2):
         assert of(fraction=0.5, seed=seed)['seed']==seed and of(fraction=0.5, seed=seed)['fraction']==0.5
-        for kw in (dict(half=True), dict(fast=True), dict(first_half=True), {}): assert of(**kw, seed=seed).get('seed', 42)==42
-        assert of(seed=seed).get('rule', 'stratified')=='stratified' and not of().get('drop_last')
-    assert of(first_half=True)['rule']=='first' and of(first_half=True)['fraction']==0.5 and of(half=True)['fraction']==0.5 and of(half=True).get('rule', 'stratified')=='stratified'
+        for kw in (dict(half=True), dict(fast=True), dict(first_half=True), {}): assert of(**kw, seed=seed)['seed']==42
+        assert of(seed=seed)['rule']=='stratified' and not of()['drop_last']
+    assert of(first_half=True)['rule']=='first' and of(first_half=True)['fraction']==0.5
+    assert of(half=True)['fraction']==0.5 and of(half=True)['rule']=='stratified' and of(fast=True)['fraction']==0.3
     assert of(drop_last=True)['drop_last'] is True
     for a,b in (('half', 'first_half'), ('fast', 'first_half')):
-        with pytest.raises(UserError, match='use one of them'): Recipe(**{a:True, b:True}).part
+        with pytest.raises(UserError, match='use one of them'): translated(**{a:True, b:True})
 
 def test_seeds_draw_other_images(monkeypatch):
     'Two seeds train on other images with --fraction, and on the same with --half'
-    from cifar_fastai.runs.train import recipe_learner
-    def images(seed, **kw): return recipe_learner(Recipe(model='toynet_s1_k3', dataset='digits', seed=seed, **kw), device='cpu').dls.train_ds.x
-    assert (images(1, half=True)==images(2, half=True)).all() and (images(2, fraction=0.5)==images(2, fraction=0.5)).all()
+    from cifar_fastai.runs.train import RunPlan
+    def images(seed, **kw): return RunPlan(replace(small, seed=seed, **kw), device='cpu').learner().dls.train_ds.x
+    half = dict(fraction=0.5, subset='fixed')
+    assert (images(1, **half)==images(2, **half)).all() and (images(2, fraction=0.5)==images(2, fraction=0.5)).all()
     assert (images(1, fraction=0.5)!=images(2, fraction=0.5)).any()
 
-@pytest.mark.parametrize('kw,says', [(dict(cutout='False'), "cutout is 'False'"), (dict(model=None), 'model is None'), (dict(epochs='9'), "epochs is '9'"), (dict(tricks=1), 'tricks is 1'), (dict(lr=[0.1]), 'lr is'), (dict(seed=1.5), 'seed is 1.5')])
+@pytest.mark.parametrize('kw,says', [(dict(drop_last='False'), "drop_last is 'False'"), (dict(model=None), 'model is None'), (dict(epochs='9'), "epochs is '9'"),
+    (dict(tricks=1), 'tricks is 1'), (dict(tricks=[1]), 'tricks is'), (dict(lr=[0.1]), 'lr is'), (dict(seed=1.5), 'seed is 1.5'), (dict(schedule=None), 'schedule is None'),
+    (dict(optimizer='sgd adam'), 'it must be one call'), (dict(schedule=''), 'schedule is empty'), (dict(init=1), 'init is 1'), (dict(precision=16), 'precision is 16')])
 def test_types(kw, says):
-    'A recipe made in Python is checked in the same place'
-    from cifar_fastai.runs.train import check_recipe
-    with pytest.raises(UserError, match=says): check_recipe(Recipe(**dict(model='toynet_s1_k3', dataset='digits') | kw))
+    'A configuration made in Python is checked where it is created'
+    with pytest.raises(UserError, match=re.escape(says)): replace(small, **kw)
 
 on_flags = 'half fast ricap random-erase autoaugmentation cutout mixup cutmix nesterov amp'.split()
 valued = {'--model':'resnet20', '--name':'x', '--dataset':'cifar100', '--root':'.', '--bs':'32', '--epochs':'3', '--lr':'0.2', '--learning-rate':'0.2', '--momentum':'0.8', '--weight-decay':'1e-3', '--seed':'7', '--nw':'4', '--gradient-clip':'2.0', '--ricap-beta':'0.4',
@@ -324,22 +368,51 @@ valued = {'--model':'resnet20', '--name':'x', '--dataset':'cifar100', '--root':'
 listed = [[k, v] for k,v in valued.items()] + [[f'--{k}', v] for k in on_flags for v in ('True', 'False')] + [['--optims', o] for o in 'sgd nesterov adam adamw adabound adaboundw sam asam'.split()]
 listed += [['--sched', o] for o in 'multistep warmup cosine warmcosine custom onecycle'.split()] + [['--crit', o] for o in ('ce', 'lsr')]
 
+native = {'--weight-decay':dict(wd=1e-3), '--momentum':dict(optimizer='sgd(momentum=0.8)'), '--gradient-clip':dict(tricks=['GradientClip()']),
+    '--milestones':dict(schedule='multistep(milestones=(60, 120, 160))'), '--gamma':dict(schedule='multistep(gamma=0.1)'),
+    '--half':dict(fraction=0.5, subset='fixed'), '--fast':dict(fraction=0.3, subset='fixed'), '--amp':dict(precision='fp16'), '--nesterov':dict(optimizer='nesterov'),
+    '--ricap':dict(tricks=['RICAP()']), '--random-erase':dict(tricks=['RandomErasing(log_aspect=False)']), '--autoaugmentation':dict(tricks=['AutoAugment()']),
+    '--cutout':dict(tricks=['Cutout()']), '--mixup':dict(tricks=['MixUp()']), '--cutmix':dict(tricks=['CutMix()']),
+    'sam':dict(tricks=['SAM()']), 'asam':dict(tricks=['ASAM()']), 'lsr':dict(tricks=['LabelSmoothing()']),
+    **{o:dict(optimizer=o, lr=1e-3) for o in 'adam adamw adabound adaboundw'.split()}, 'nesterov':dict(optimizer='nesterov'),
+    'warmup':dict(schedule='warmup_multistep'), 'custom':dict(schedule='triangular'), **{o:dict(schedule=o) for o in 'cosine warmcosine onecycle'.split()}}
+
 @pytest.mark.parametrize('argv', listed, ids=' '.join)
 def test_every_published_flag(monkeypatch, argv):
     'Each flag of the published command line sets what it says, and nothing else'
-    from cifar_fastai.runs.train import check_recipe
     r,(name,root,_,_,_,gpu,*_) = resolved(monkeypatch, argv)
     k,v = argv[0][2:].replace('-', '_').replace('learning_rate', 'lr'),argv[1]
-    check_recipe(replace(r, model='toynet_s1_k3'))
-    plain = asdict(Recipe(optims=r.optims))
-    changed = {o:getattr(r, o) for o in plain if getattr(r, o)!=plain[o] and o!='optims'}
+    plain = asdict(RunConfig())
+    changed = {o:w for o,w in asdict(r).items() if w!=plain[o]}
     others = dict(name=name, root=root, gpu=gpu)
     if k in others: assert others[k]==v and not changed
-    elif k=='nw' or v=='False' or k=='optims': assert not changed and (k!='optims' or r.optims==v)
-    else: assert changed==({} if v in ('ce', 'multistep') else {k:True if v=='True' else type(changed[k])(v)})
+    elif k in plain: assert changed=={k:type(plain[k])(v)}
+    else: assert changed==({} if v=='False' else native.get(v, native.get(argv[0], {})))
+
+arguments = {'--ricap --ricap-beta 0.4':'RICAP(beta=0.4)', '--mixup --mixup-alpha 0.5':'MixUp(alpha=0.5)', '--cutmix --cutmix-prob 0.4 --beta 0.9':'CutMix(beta=0.9, p=0.4)',
+    '--crit lsr --smooth-factor 0.2':'LabelSmoothing(eps=0.2)', '--cutout --cutout-length 8':'Cutout(length=8)', '--optims sam --sam-rho 0.5':'SAM(rho=0.5)',
+    '--asam --asam-rho 1 --asam-eta 0':'ASAM(rho=1.0, eta=0.0)', '--gradient-clip 1':'GradientClip(max_norm=1.0)',
+    '--random-erase --random-erase-prob 0.4 --random-erase-sl 0.03 --random-erase-sh 0.5 --random-erase-r 0.4':
+    'RandomErasing(p=0.4, area=(0.03, 0.5), aspect=(0.4, 2.5), log_aspect=False)'}
+
+@pytest.mark.parametrize('argv', arguments)
+def test_published_arguments(monkeypatch, argv):
+    'The flags of an argument change the trick, and do nothing without it'
+    assert resolved(monkeypatch, argv.split())[0].tricks==[arguments[argv]]
+    words = argv.split()
+    flags = [o for o in zip(words, words[1:]) if o[0].startswith('--') and not o[1].startswith('--') and o[0] not in ('--crit', '--optims', '--gradient-clip')]
+    assert resolved(monkeypatch, [o for f in flags for o in f])[0].tricks==[]
+    row = ['--row', '3.2/wideresnet_random_erase'] if 'erase' in argv else []
+    if row: assert resolved(monkeypatch, [*row, *words[1:]])[0].tricks==[arguments[argv]]
+
+def test_published_flags_change_a_row(monkeypatch):
+    'A published flag adds, changes or removes a trick of a row; --tricks replaces them all'
+    def of(argv): return resolved(monkeypatch, ['--row', '3.9/ss64_cm', *argv.split()])[0].tricks
+    assert of('')==['Cutout()', 'MixUp()'] and of('--mixup False')==['Cutout()'] and of('--mixup-alpha 0.2')==['Cutout()', 'MixUp(alpha=0.2)']
+    assert of('--optims sam')==['Cutout()', 'MixUp()', 'SAM()'] and of('--tricks EMA')==['EMA()'] and of('--tricks EMA --cutout')==['Cutout()', 'EMA()']
 
 @pytest.mark.parametrize('text,says', [('modle: resnet20', "no setting in run.yaml 'modle': did you mean 'model'"), ('bs: many', "run.yaml: bs is 'many'"),
-    ('- resnet20', 'run.yaml has no settings'), ('a: [', 'run.yaml has a value that is not plain'), ('epochs: 2001-99-99', 'run.yaml is not YAML'), ('sam: perhaps', "run.yaml: sam is 'perhaps'")])
+    ('- resnet20', 'run.yaml has no settings'), ('a: [', 'run.yaml is not YAML'), ('epochs: 2001-99-99', 'run.yaml is not YAML'), ('sam: perhaps', "run.yaml: sam is 'perhaps'")])
 def test_config_refused(capsys, text, says):
     'A file with settings that are not there or cannot be'
     Path('run.yaml').write_text(text)
@@ -348,10 +421,10 @@ def test_config_refused(capsys, text, says):
     assert e.value.code==2 and says in err and err.count('\n')==1 and [o.name for o in Path().iterdir()]==['run.yaml']
 
 def resolved(monkeypatch, argv):
-    'The recipe and the other arguments with which `cifar-train` would train'
+    'The configuration and the other arguments with which `cifar-train` would train'
     import cifar_fastai.runs.train as run
     seen = []
-    monkeypatch.setattr(run, 'train', lambda recipe,*args: seen.append((recipe, args)))
+    monkeypatch.setattr(run, 'train', lambda cfg,*args: seen.append((cfg, args)))
     monkeypatch.setattr(run, 'report', lambda folder: '')
     cifar_train(argv=argv)
     return seen[0]
@@ -361,8 +434,9 @@ def test_precedence(monkeypatch, capsys):
     Path('run.yaml').write_text('model: resnet20\nepochs: 8\nweight-decay: 1e-3\n')
     argv = '--config run.yaml --row 3.9/ss64_cm --epochs 3 --gradient_clip=1.5'.split()
     r,(name,*_) = resolved(monkeypatch, argv)
-    assert r==replace(experiment('3.9/ss64_cm').recipe, model='resnet20', epochs=3, weight_decay=1e-3, gradient_clip=1.5)
-    assert name=='3.9-ss64_cm_resnet20_epochs3_weight_decay0.001_gradient_clip1.5'
+    tricks = ['Cutout()', 'GradientClip(max_norm=1.5)', 'MixUp()']
+    assert r==replace(experiment('3.9/ss64_cm').config, model='resnet20', epochs=3, wd=1e-3, tricks=tricks)
+    assert name=='3.9-ss64_cm_resnet20_epochs3_tricks-Cutout_GradientClip-max_norm-1.5_MixUp_wd0.001'
     capsys.readouterr()
     cifar_train(argv=argv+['--print-config'])
     shown = {l.split(':')[0]:l for l in capsys.readouterr().out.splitlines()}
@@ -391,29 +465,33 @@ published = transformers + wideresnets + shakes + divide + [*pairs.values()] + s
 def test_published_commands(monkeypatch, capsys, command):
     'Each resolves to what it says, and trains for two steps (on digits, two at a time)'
     from fastai.callback.core import Callback,CancelFitException
-    from cifar_fastai.runs.train import recipe_fit, recipe_learner
+    from cifar_fastai.runs.train import RunPlan
     argv = shlex.split(command)
     Path('somewhere').mkdir()
     r,(name,root,*_) = resolved(monkeypatch, argv)
-    said = dict(zip([o[2:].replace('-', '_') for o in argv[::2]], argv[1::2]))
-    assert name==said.pop('name', None) and root==said.pop('root', None) and capsys.readouterr().err.count('--nw has no meaning')==('nw' in said)
-    for k,v in said.items():
-        if k!='nw': assert getattr(r, k)==type(getattr(r, k))(v=='True' if v in ('True', 'False') else v), k
-    assert [k for k,v in asdict(r).items() if v!=getattr(Recipe(), k)]==[k for k in asdict(r) if k in said and getattr(r, k)!=getattr(Recipe(), k)]
+    given = dict(zip([o[2:].replace('-', '_') for o in argv[::2]], argv[1::2]))
+    assert name==given.pop('name', None) and root==given.pop('root', None)
+    assert capsys.readouterr().err.count('--nw is ignored')==('nw' in given)
+    want = {k:v for k,v in given.items() if k in asdict(r)}
+    assert {k:str(getattr(r, k)) for k in want}=={k:str(type(getattr(r, k))(v)) for k,v in want.items()}
+    tricks = [native[f"--{k.replace('_', '-')}"]['tricks'][0] for k,v in given.items() if v=='True' and k not in ('fast', 'half')]
+    assert sorted(r.tricks)==sorted(tricks + ['GradientClip()']*('gradient_clip' in given))
+    assert r.schedule==given.get('sched', 'multistep') and r.optimizer==given.get('optims', 'sgd') and r.fraction==(0.3 if 'fast' in given else 1)
     class TwoSteps(Callback):
         steps = 0
         def after_step(self): self.steps += 1
         def after_batch(self):
             if self.training and self.steps==2: raise CancelFitException
-    learn,two = recipe_learner(replace(r, dataset='digits', bs=2)),TwoSteps()
+    plan,two = RunPlan(replace(r, dataset='digits', bs=2)),TwoSteps()
+    learn = plan.learner()
     before = [p.detach().clone() for p in learn.model.parameters()]
-    with learn.no_bar(), learn.no_logging(): recipe_fit(learn, r, two)
+    with learn.no_bar(), learn.no_logging(): plan.fit(learn, two)
     assert two.steps==2 and learn.train_iter==2 and any((a!=b).any() for a,b in zip(before, learn.model.parameters()))
 
 @pytest.mark.parametrize('table,commands', [('3.2', wideresnets), ('3.9', [*pairs.values()]), ('3.10', spps), ('1.0', transformers)])
 def test_commands_are_rows(monkeypatch, table, commands):
     'What the published commands say is what the published rows are'
-    rows = {e.id.split('/')[1]:e.recipe for e in experiments(f'{table}/*')}
+    rows = {e.id.split('/')[1]:e.config for e in experiments(f'{table}/*')}
     for command in commands:
         r,(name,*_) = resolved(monkeypatch, shlex.split(command))
         if table=='3.2': assert r in rows.values()
@@ -438,9 +516,9 @@ def test_dry_run(capsys):
 def test_sweep(capsys):
     'A sweep runs what is missing, one row failing does not stop it, and it is not run again'
     argv = '--table 3.5 --dataset digits --model toynet_s1_k3 --epochs 1 --fraction 0.1 --bs 64'.split()
-    broken = Path('exps/3.5-shake_resnet26_2x64d_cutout_toynet_s1_k3_digits_bs64_fraction0.1_epochs1/0')
+    broken = Path('exps/3.5-shake_resnet26_2x64d_cutout_toynet_s1_k3_digits_epochs1_bs64_fraction0.1/0')
     broken.mkdir(parents=True)
-    (broken/'config.yaml').write_text('a: [\n')
+    (broken/'config.yaml').write_text('a: {\n')
     (broken/'log.csv').write_text('epoch')
     with pytest.raises(SystemExit) as e: cifar_reproduce(argv=argv)
     out,err = capsys.readouterr()

@@ -15,13 +15,13 @@ from cifar_fastai.data.loaders import cifar_dls
 from cifar_fastai.cli import cifar_compare, cifar_train
 from cifar_fastai.core import UserError
 from conftest import time_limit
-from cifar_fastai.runs.config import Recipe
+from cifar_fastai.runs.config import RunConfig
 from cifar_fastai.studies.report import compare_runs, read_run, report_runs, save_report
 from cifar_fastai.runs.train import train
 from cifar_fastai.runs.export import export_run, load_run
 
 posix = pytest.mark.skipif(os.name!='posix', reason='FIFOs and sockets are files on POSIX only')
-recipe = Recipe(model='toynet_s1_k3', dataset='digits', epochs=2, bs=32, fraction=0.1, lr=0.05, sched='onecycle', seed=1)
+config = RunConfig('toynet_s1_k3', 'digits', epochs=2, bs=32, fraction=0.1, lr=0.05, schedule='onecycle', seed=1)
 flags = '--model toynet_s1_k3 --dataset digits --epochs 2 --bs 32 --fraction 0.1 --lr 0.05 --sched onecycle --seed 1'.split()
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def digits():
 def small(name='small', exps='exps', **kw):
     'Train for a second'
     row,resume = kw.pop('row', '3.3/lenet'),kw.pop('resume', False)
-    with redirect_stdout(StringIO()): return train(replace(recipe, **kw), name, exps=exps, gpu='cpu', row=row, resume=resume)
+    with redirect_stdout(StringIO()): return train(replace(config, **kw), name, exps=exps, gpu='cpu', row=row, resume=resume)
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory): return small(exps=tmp_path_factory.mktemp('exps'))
@@ -142,8 +142,8 @@ def test_commands_refuse_before_they_work(finished, monkeypatch):
     from cifar_fastai import bench,cli
     from cifar_fastai.studies import report as results
     def no(*args, **kwargs): raise AssertionError('began')
-    for mod,name in ((run, 'recipe_learner'), (results, 'compare_runs'), (bench, 'epoch_cost')): monkeypatch.setattr(mod, name, no)
-    for cmd in (lambda o: cli.cifar_lr_find(out=o, model='lenet', dataset='digits'), lambda o: cli.cifar_compare(finished, finished, o), lambda o: cli.cifar_bench(out=o)):
+    for mod,name in ((run.RunPlan, 'learner'), (results, 'compare_runs'), (bench, 'epoch_cost')): monkeypatch.setattr(mod, name, no)
+    for cmd in (lambda o: cli.cifar_lr_find(config, out=o), lambda o: cli.cifar_compare(finished, finished, o), lambda o: cli.cifar_bench(out=o)):
         refused(lambda: cmd('exps/small/1/log.csv'), 'belongs to a run')
 
 def test_linked_folders_are_followed(finished):
@@ -196,7 +196,7 @@ def test_what_is_renamed_was_synced(monkeypatch, write):
 @pytest.mark.skipif(not shutil.which('strace'), reason='strace is not installed')
 def test_what_the_kernel_sees():
     'The same, as system calls: the last write to the file that is renamed comes before its fsync'
-    code = f"import torch; from cifar_fastai.tree import *; save_tree({str(Path.cwd()/'out')!r}, dict(a=torch.zeros(3)))"
+    code = f"import torch; from cifar_fastai.serialize import *; save_tree({str(Path.cwd()/'out')!r}, dict(a=torch.zeros(3)))"
     subprocess.run(['strace', '-f', '-y', '-e', 'trace=/^(rename|fsync|fdatasync|write|pwrite)', '-o', 'calls', sys.executable, '-c', code], check=True)
     calls = [o.split(' ', 1)[1].strip() for o in Path('calls').read_text().splitlines() if str(Path.cwd()) in o]
     at = {k:max(i for i,o in enumerate(calls) if re.match(p, o)) for k,p in dict(renamed=r'rename.*/out"', folder=rf'fsync\(\d+<{Path.cwd()}>').items()}
@@ -307,13 +307,13 @@ def test_a_folder_that_vanishes(monkeypatch):
 
 # -- what is a run
 
-@pytest.mark.parametrize('kw', [dict(sched='warmup', warmup=-1.), dict(tricks='KD("nowhere")'), dict(sched='multistep', milestones='9,8'), dict(tricks='CutMix() MixUp()'), dict(tricks='ShakeDrop()')], ids=str)
+@pytest.mark.parametrize('kw', [dict(schedule='warmup_multistep(warmup=-1.)'), dict(tricks='KD("nowhere")'), dict(schedule='multistep((9,8))'), dict(tricks='CutMix() MixUp()'), dict(tricks='ShakeDrop()')], ids=str)
 def test_a_refused_run_leaves_nothing(kw):
     'And its name is free'
     try: small(**kw)
     except UserError: assert not Path('exps').exists()
     else: shutil.rmtree('exps')
-    small(sched='onecycle')
+    small()
 
 @pytest.mark.parametrize('event', ['before_fit', 'before_epoch', 'before_train'])
 def test_a_run_that_fails_before_its_first_batch_leaves_nothing(monkeypatch, event):
@@ -413,8 +413,7 @@ def test_threads_are_a_setting_of_a_run(monkeypatch, n):
     class Look(Callback):
         def before_batch(self): seen.append(torch.get_num_threads())
     monkeypatch.setattr(run, 'run_monitors', lambda row=None: [Look()])
-    r = replace(recipe)
-    r.threads = n
+    r = replace(config, threads=n)
     assert json.loads((train(r, 'a', gpu='cpu', bar=False)/'environment.json').read_text())['threads']==n
     assert set(seen)=={n} and torch.get_num_threads()==before
     with pytest.raises(ZeroDivisionError), run.cpu_threads(n): 1/0
@@ -422,7 +421,7 @@ def test_threads_are_a_setting_of_a_run(monkeypatch, n):
 
 def test_determinism_is_recorded():
     for on in (False, True):
-        with redirect_stdout(StringIO()): folder = train(recipe, f'a{on}', gpu='cpu', same_bits=on)
+        with redirect_stdout(StringIO()): folder = train(config, f'a{on}', gpu='cpu', same_bits=on)
         assert read_run(folder).environment['deterministic'] is on
 
 def test_what_a_run_records_of_its_data(finished):
@@ -444,7 +443,7 @@ instead = { # of the file there is something else
     'missing':lambda p: None, **special}
 values = {'nan':'.nan', 'inf':'.inf', 'huge':'9'*400, '5,000 digits':'9'*5000, 'list':'[1, 2]', 'dict':'{a: 1}', 'text':'many', 'date':'2001-01-01', 'true':'true', 'surrogate':'"\\ud800"', 'negative':'-1', 'bomb':'[*x, *x]'}
 bomb = 'model: &a [1,1,1,1,1,1,1,1,1,1]\n' + ''.join(f'k{i}: &{b} [{", ".join(["*"+a]*10)}]\n' for i,(a,b) in enumerate(zip('abcdefghi', 'bcdefghij')))
-of_config = {f'{k} {n}':sub(rf'(?m)^{k}: .*$', lambda m, k=k, v=v: f'{k}: {v}'.encode()) for k in ('epochs', 'lr', 'dataset', 'init', 'row', 'seed', 'warmup', 'tricks', 'fraction', 'half') for n,v in values.items()}
+of_config = {f'{k} {n}':sub(rf'(?m)^{k}: .*$', lambda m, k=k, v=v: f'{k}: {v}'.encode()) for k in ('epochs', 'lr', 'dataset', 'init', 'row', 'seed', 'schedule', 'tricks', 'fraction', 'subset') for n,v in values.items()}
 of_config |= {'alias bomb':lambda b: bomb.encode(), 'python tag':lambda b: b'model: !!python/object/apply:os.system ["true"]\n', 'unknown key':lambda b: b+b'bsz: 1\n', 'key twice':lambda b: b+b'bs: 1\n', 'no seed':sub(r'(?m)^seed: .*\n', ''), 'no model':sub(r'(?m)^model: .*\n', '')}
 jsons = {'nan':'NaN', 'inf':'Infinity', 'huge':'9'*400, '5,000 digits':'9'*5000, 'list':'[1]', 'dict':'{"a": 1}', 'null':'null', 'text':'"many"', 'true':'true', 'surrogate':'"\\ud800"', 'negative':'-1', 'deep':'['*5000+']'*5000}
 of_environment = {f'{k} {n}':sub(rf'"{k}": (?:\{{[^}}]*\}}|[^,\n]*)', lambda m, k=k, v=v: f'"{k}": {v}'.encode()) for k in ('torch', 'device', 'threads', 'data', 'source', 'split', 'digest', 'train_images', 'cifar_fastai', 'commit', 'rule') for n,v in jsons.items()}

@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 import pytest, torch
 from cifar_fastai import cli
-from cifar_fastai.runs.config import Recipe
+from cifar_fastai.runs.config import RunConfig
+from cifar_fastai.runs.published import PublishedTricks
 hypothesis = pytest.importorskip('hypothesis')
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st # chkstyle: ignore
 from hypothesis.strategies import composite, integers, just, lists, none, one_of, sampled_from # chkstyle: ignore
@@ -84,14 +85,14 @@ trick_text = one_of(calls, calls, calls, words,
 # -- commands
 
 def settings_of(f):
-    'Name -> annotation of the parameters of a command, and those of a recipe'
-    res = {p.name:str(p.annotation) for p in inspect.signature(f.__wrapped__).parameters.values() if p.kind!=p.VAR_KEYWORD}
-    if len(res)<len(inspect.signature(f.__wrapped__).parameters): res |= {o.name:str(o.type) for o in fields(Recipe)}
+    'Name -> annotation of the flags of a command'
+    res = {p.name:str(p.annotation) for p in inspect.signature(f.__wrapped__).parameters.values() if p.kind!=p.POSITIONAL_ONLY}
+    if res.pop('cfg', None) is not None: res |= {o.name:str(o.type) for c in (RunConfig, PublishedTricks) for o in fields(c)}
     return res
 
-commands = {n:settings_of(getattr(cli, n)) for n in 'cifar_train cifar_lr_find cifar_reproduce cifar_report cifar_compare cifar_export cifar_zoo cifar_bench'.split()}
+commands = {n:settings_of(getattr(cli, n)) for n in 'cifar_train cifar_lr_find cifar_reproduce cifar_report cifar_compare cifar_export cifar_zoo cifar_tricks cifar_bench'.split()}
 trains = 'cifar_train', 'cifar_lr_find'
-default_out = dict(cifar_train=['exps'], cifar_reproduce=['exps'], cifar_report=['report'], cifar_lr_find=['lr_find.png'], cifar_bench=['bench.json'], cifar_compare=[], cifar_export=[], cifar_zoo=[])
+default_out = dict(cifar_train=['exps'], cifar_reproduce=['exps'], cifar_report=['report'], cifar_lr_find=['lr_find.png'], cifar_bench=['bench.json'], cifar_compare=[], cifar_export=[], cifar_zoo=[], cifar_tricks=[])
 cheap = dict(cifar_train=flags+['--epochs', '1', '--fraction', '0.03'], cifar_lr_find=flags+['--fraction', '0.03', '--num-it', '10'], cifar_bench=['--model', 'toynet_s1_k3', '--fraction', '0.02', '--rounds', '1'],
     cifar_reproduce=['--rows', '3.1/wideresnet', '--model', 'toynet_s1_k3', '--dataset', 'digits', '--epochs', '1', '--fraction', '0.03', '--gpu', 'cpu', '--bs', '32'])
 streams = sampled_from(['']*8+['closed', 'full'])
@@ -109,7 +110,7 @@ def argument(draw, cmd, skip=('workers',)):
     words = [flag] if v is None else draw(sampled_from([[flag, v], [f'{flag}={v}']]))
     return words,([v] if k in ('out', 'exps') and v is not None else [])
 
-def positional(cmd): return dict(cifar_compare=2, cifar_export=1, cifar_zoo=1).get(cmd, 0)
+def positional(cmd): return dict(cifar_compare=2, cifar_export=1, cifar_zoo=1, cifar_tricks=1).get(cmd, 0)
 
 @composite
 def command_lines(draw):
@@ -163,7 +164,7 @@ def configs(draw):
 def trick_lines(draw):
     'Tricks, made, or trained with'
     s = draw(trick_text)
-    if not seldom(draw, 3): return dict(code=f'recipe_tricks(Recipe(tricks={s!a}))')
+    if not seldom(draw, 3): return dict(code=f'create_tricks(RunConfig(tricks={s!a}))')
     return dict(cmd='cifar_train', argv=[*cheap['cifar_train'], '--tricks', s], outputs=['exps'], heavy=True)
 
 # -- data
@@ -275,11 +276,11 @@ epochs = sampled_from(['1', '1', '0', '-1', '1.5', '"1"', 'None', 'float("nan")'
 policies = dict(fit_multistep='lr milestones gamma wd cbs', fit_cosine='lr lr_min wd', fit_warmup_multistep='lr warmup start milestones gamma', fit_warmcosine='lr warmup start lr_min period', fit_cosine_restarts='lr T_0 T_mult lr_min', fit_triangular='lr up',
     fit_policy='policy lr shape by', fit='lr wd', fit_one_cycle='lr_max pct_start div', fit_flat_cos='lr pct_start')
 optimizers = dict(AdaBound='lr final_lr gamma betas eps weight_decay base_lr', AdaBoundW='lr final_lr betas', LARS='lr momentum weight_decay trust eps', Lion='lr betas weight_decay')
-functions = dict(cifar_dls='dataset root bs fraction valid holdout pad flip seed device val_bs rule drop_last weights', CropFlip='pad flip stream', create_model='name n_out in_chans', cifar_learner='arch dls cbs opt_func loss_func lr wd wd_bn_bias init metrics n_out', Recipe='bs lr tricks epochs model seed fraction milestones',
-    policy_values='policy n_epoch lr n_iter by gamma warmup up T_0 T_mult lr_min start milestones', CrossEntropy='weight reduction eps ignore_index', OneOf='p', as_image='o', run_group='run', find_runs='exps', experiments='pattern', choose='table rows all', changed_recipe='e seed epochs bs lr fraction model', create_opt_func='name momentum betas eps',
+functions = dict(cifar_dls='dataset root bs fraction valid holdout pad flip seed device val_bs rule drop_last weights', CropFlip='pad flip stream', create_model='name n_out in_chans', cifar_learner='arch dls cbs opt_func loss_func lr wd wd_bn_bias init metrics n_out', RunConfig='bs lr tricks epochs model seed fraction optimizer schedule loss subset precision init',
+    policy_values='policy n_epoch lr n_iter by gamma warmup up T_0 T_mult lr_min start milestones', CrossEntropy='weight reduction eps ignore_index', OneOf='p', as_image='o', run_group='run', find_runs='exps', experiments='pattern', select_experiments='table rows all', create_opt_func='name momentum betas eps',
     plan='rows seeds exps epochs', load_run='path root weights', mean_interval='xs', paired='xs ys', stratified='y part seed', image_weights='weights ds', set_seed='s', save_report='report out')
-known = dict(create_model='lenet', cifar_learner='toynet_s1_k3', changed_recipe='experiment("3.1/wideresnet")')
-checked = [o for o in functions if o not in ('run_group', 'mean_interval', 'paired', 'stratified', 'set_seed', 'save_report', 'experiments', 'changed_recipe', 'plan', 'CrossEntropy', 'find_runs', 'load_run', 'choose')]
+known = dict(create_model='lenet', cifar_learner='toynet_s1_k3')
+checked = [o for o in functions if o not in ('run_group', 'mean_interval', 'paired', 'stratified', 'set_seed', 'save_report', 'experiments', 'plan', 'CrossEntropy', 'find_runs', 'load_run', 'select_experiments')]
 
 @composite
 def python_code(draw):
@@ -301,7 +302,7 @@ def python_code(draw):
     code = dict(cifar_dls='kw.setdefault("dataset", "digits")\nkw.setdefault("fraction", 0.05)\n', create_model='kw.setdefault("name", "lenet")\n', cifar_learner='kw.setdefault("arch", "toynet_s1_k3")\nkw.setdefault("dls", cifar_dls("digits", fraction=0.02))\n',
         policy_values='kw.setdefault("policy", "cosine")\nkw.setdefault("n_epoch", 3)\n', OneOf='kw = dict(p=kw.get("p"))\n', as_image='kw.setdefault("o", torch.zeros(3, 32, 32))\n', create_opt_func='kw.setdefault("name", "sgd")\n', load_run='kw.setdefault("path", "e")\n',
         image_weights='kw["ds"] = cifar_dls("digits", fraction=0.02).train_ds\nkw.setdefault("weights", "balanced")\n').get(name, '')
-    call = 'OneOf(MixUp(), CutMix(), **kw)' if name=='OneOf' else 'Recipe(**kw).check()' if name=='Recipe' else f'{name}(**kw)'
+    call = 'OneOf(MixUp(), CutMix(), **kw)' if name=='OneOf' else f'{name}(**kw)'
     return dict(code=f'{head}kw = dict({args})\n{code}{call}', files=[('e', 'run', 'exported')])
 
 # -- the test

@@ -17,15 +17,16 @@ base,cutout,mixup,both = '3.9/ss64_orgin','3.9/ss64_c','3.9/ss64_m','3.9/ss64_cm
 def write_run(exps, row, seed=1, accs=(0.5,0.7,0.6), name=None, env=None, data=None, epochs=None, n_log=None, **changes):
     "A run as it is stored: its last accuracies are `accs`, so that hundreds of epochs need not be typed"
     e = known[row] if row else experiments()[0]
-    recipe = replace(e.recipe, seed=seed, **dict(epochs=epochs or e.recipe.epochs) | changes)
+    config = replace(e.config, seed=seed, **dict(epochs=epochs or e.config.epochs) | changes)
+    first = config.subset=='first'
     folder = exps/(name or row.replace('/', '_'))/str(seed)
     folder.mkdir(parents=True)
-    (folder/'config.yaml').write_text(write_config(dict(row=row) | asdict(recipe)))
+    (folder/'config.yaml').write_text(write_config(dict(row=row) | asdict(config)))
     environment = dict(cifar_fastai='0.1.0', commit='a'*40, python='3.11', torch='2.6', fastai='2.8', numpy='2', device='CPU', threads=1, started='2025-01-01T00:00:00',
-        data=dict(source=digest, split=dict(rule='first' if recipe.first_half else 'stratified', fraction=recipe.part, valid='test', holdout=None),
-            digest=f'{seed:064}', train_images=round(50_000*recipe.part), test_images=5_000 if recipe.first_half else 10_000) | (data or {}))
+        data=dict(source=digest, split=dict(rule=config.data['rule'], fraction=config.fraction, valid='test', holdout=None),
+            digest=f'{seed:064}', train_images=round(50_000*config.fraction), test_images=5_000 if first else 10_000) | (data or {}))
     (folder/'environment.json').write_text(json.dumps(environment | (env or {})))
-    n = recipe.epochs if n_log is None else n_log
+    n = config.epochs if n_log is None else n_log
     accs = ([0.1]*n + list(accs))[-n:] if n else []
     same = dict(lr=0.1, seconds=60/max(n, 1), images_per_second=100)
     rows = [dict(epoch=i, train_loss=2-a, valid_loss=1-a, accuracy=a, top5=a, peak_memory_mib=300+i) | same for i,a in enumerate(accs)]
@@ -107,13 +108,13 @@ def edit(path, **kw):
 broken = {
     'unknown key':(lambda f: edit(f/'config.yaml', epoch=3), "no setting 'epoch': did you mean 'epochs'"),
     'unknown row':(lambda f: edit(f/'config.yaml', row='3.9/ss64_cn'), "no row '3.9/ss64_cn'"),
-    'row of no text':(lambda f: edit(f/'config.yaml', row=[1]), 'not plain'),
+    'row of no text':(lambda f: edit(f/'config.yaml', row=[1]), 'must be a string'),
     'wrong type':(lambda f: edit(f/'config.yaml', epochs='many'), "epochs is 'many'"),
     'true is no number':(lambda f: edit(f/'config.yaml', bs=True), 'bs is True'),
-    'cut between lines':(lambda f: (f/'config.yaml').write_text(re.sub('seed.*\n', '', (f/'config.yaml').read_text())), 'lacks seed'),
+    'cut between lines':(lambda f: (f/'config.yaml').write_text(re.sub('(?m)^seed: .*\n', '', (f/'config.yaml').read_text())), 'lacks seed'),
     'cut in a word':(lambda f: (f/'config.yaml').write_text((f/'config.yaml').read_text()[:-3]), 'cut off'),
-    'two parts of the data':(lambda f: edit(f/'config.yaml', half=True, fraction=0.3), 'use one of them'),
-    'not yaml':(lambda f: (f/'config.yaml').write_text('a: [\n'), 'not plain'),
+    'two parts of the data':(lambda f: edit(f/'config.yaml', fraction=0.5, subset='half'), "no subset 'half'"),
+    'not yaml':(lambda f: (f/'config.yaml').write_text('a: {\n'), 'not plain'),
     'a date that is none':(lambda f: (f/'config.yaml').write_text('a: 2001-99-99\n'), 'not YAML'),
     'a list':(lambda f: (f/'config.yaml').write_text('- 1\n'), 'has no settings'),
     'empty':(lambda f: (f/'config.yaml').write_text(''), 'is empty'),
@@ -224,8 +225,8 @@ def test_rows_of_a_report(tmp_path):
 
 def test_settings_that_differ_between_rows_are_shown(tmp_path):
     for e in experiments('3.6/*'): write_run(tmp_path, e.id)
-    assert set(report_runs(tmp_path, '3.6').sections[0].columns['sched'])=={'multistep','cosine'}
-    assert 'sched' not in report_runs(sweep(tmp_path), '3.9').sections[0].columns
+    assert set(report_runs(tmp_path, '3.6').sections[0].columns['schedule'])=={'multistep','cosine'}
+    assert 'schedule' not in report_runs(sweep(tmp_path), '3.9').sections[0].columns
 
 def test_shortened_runs_are_not_the_row(tmp_path):
     sweep(tmp_path, epochs=8, model='resnet20')
@@ -246,7 +247,7 @@ def test_full_and_shortened_runs_are_never_mixed(tmp_path):
 
 @pytest.mark.parametrize('kw,differ', [(dict(data=dict(source='e'*64)), 'data'), (dict(data=dict(split=dict(rule='stratified', fraction=1., valid='holdout', holdout=0.1))), 'data'),
     (dict(data=dict(split=dict(rule='first', fraction=1., valid='test', holdout=None))), 'settings and data'), (dict(env=dict(commit='b'*40)), 'code'), (dict(env=dict(commit='a'*40+'+changes')), 'code'),
-    (dict(env=dict(cifar_fastai='0.2.0')), 'code'), (dict(env=dict(commit=None)), 'code'), (dict(half=True), 'settings and data'), (dict(lr=0.05), 'settings'), (dict(dataset='digits'), 'settings and data'),
+    (dict(env=dict(cifar_fastai='0.2.0')), 'code'), (dict(env=dict(commit=None)), 'code'), (dict(fraction=0.5, subset='fixed'), 'settings and data'), (dict(lr=0.05), 'settings'), (dict(dataset='digits'), 'settings and data'),
     (dict(data=dict(test_images=5000)), 'settings and data'), (dict(data=dict(train_images=40_000)), 'settings and data')])
 def test_kinds_are_never_mixed(tmp_path, kw, differ):
     sweep(tmp_path)
@@ -264,7 +265,7 @@ def test_subsets_drawn_by_the_seed_share_a_mean(tmp_path):
     assert 'source d1d1d1d1; stratified, fraction 0.1' in rep.sections[0].caption and line(rep, base)['split']=='stratified, fraction 0.1'
 
 def test_another_rule_of_the_split_is_a_change(tmp_path):
-    "Where the source does not keep the order that a recipe asks for"
+    "Where the source does not keep the order that a configuration needs"
     write_run(tmp_path, base, data=dict(split=dict(rule='first', fraction=1., valid='test', holdout=None)))
     assert report_runs(tmp_path).sections[0].title=='Table 3.9, changed: split first for stratified'
 
@@ -338,7 +339,7 @@ def test_csv_holds_everything(tmp_path):
     w = line(rep, cutout)['last_welch']
     assert [float(rows[1][f'last_welch{o}']) for o in ('', '_lo', '_hi', '_n')]==[w.value,w.lo,w.hi,w.n]
     assert rows[3]['last_welch_lo']=='' and rows[3]['last_sd']==''
-    for k in ('code', 'device', 'source', 'split', 'train_images', 'epochs', 'seeds', 'best_paired_hi', 'cutout', 'published_top1'): assert rows[1][k]
+    for k in ('code', 'device', 'source', 'split', 'train_images', 'epochs', 'seeds', 'best_paired_hi', 'tricks', 'published_top1'): assert rows[1][k]
 
 class Page(HTMLParser):
     "Collects what a page refers to, and whether its tags are closed"
@@ -405,7 +406,7 @@ def test_compare(tmp_path):
     a = write_run(tmp_path, base, 1, (.5,.6,.7), epochs=3)
     b = write_run(tmp_path, mixup, 1, (.5,.65,.6), epochs=3, env=dict(torch='2.7'), data=dict(digest='e'*64))
     c = compare_runs(a, b)
-    assert c.settings=={'mixup':(False,True), 'row':(base,mixup)}
+    assert c.settings=={'tricks':([],['MixUp()']), 'row':(base,mixup)}
     assert c.environment=={'torch':('2.6','2.7'), 'data digest':(f'{1:064}','e'*64)}
     assert c.first_difference==(1,'train_loss')
     for o in ('The logs differ from epoch 2 on: train_loss is 1.4 and 1.35.', '70.00', '65.00 (epoch 2)'): assert o in str(c)
@@ -440,7 +441,7 @@ def test_baseline_of_another_table(tmp_path):
 def test_a_sweep(tmp_path):
     "Each variant of a row that is a sweep is a row of a report"
     vs = [v for v in variants(experiments('3.4/*')[0])][1:3]
-    for v in vs: write_run(tmp_path, v.id, model=v.recipe.model, bs=v.recipe.bs)
+    for v in vs: write_run(tmp_path, v.id, model=v.config.model, bs=v.config.bs)
     for rows in ('3.4', ['3.4/ToyNet'], [v.id for v in vs]):
         s, = report_runs(tmp_path, rows).sections
         assert list(s.runs)==[v.id for v in vs] and s.title=='Table 3.4'
@@ -453,5 +454,5 @@ def test_fewer_pairs_than_runs_are_said(tmp_path):
 def test_a_setting_younger_than_the_run(tmp_path):
     "A run of before there was a setting is read, with the setting's default"
     f = write_run(tmp_path, base)
-    (f/'config.yaml').write_text(re.sub('fast: .*\n', '', (f/'config.yaml').read_text()))
-    assert read_run(f).config['fast'] is False and report_runs(tmp_path).sections[0].title=='Table 3.9'
+    (f/'config.yaml').write_text(re.sub('drop_last: .*\n', '', (f/'config.yaml').read_text()))
+    assert read_run(f).config['drop_last'] is False and report_runs(tmp_path).sections[0].title=='Table 3.9'

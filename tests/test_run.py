@@ -7,7 +7,7 @@ from cifar_fastai import serialize
 from cifar_fastai.runs import train as run
 from cifar_fastai.cli import cifar_train
 from cifar_fastai.core import UserError
-from cifar_fastai.runs.config import Recipe, read_config
+from cifar_fastai.runs.config import RunConfig, read_config, run_config
 from cifar_fastai.runs.train import train
 
 files = ['.lock', 'best.safetensors', 'config.yaml', 'curves.png', 'environment.json', 'last.safetensors', 'log.csv']
@@ -54,14 +54,14 @@ def test_run(capsys):
     argv = small+['--epochs', '2', '--name', 'a']
     cifar_train(argv=argv+['--nw', '4', '--tensorboard'])
     out,err = capsys.readouterr()
-    assert 'exps/a/666/ holds log.csv' in out and '--nw has no meaning here' in err
+    assert 'exps/a/666/ holds log.csv' in out and '--nw is ignored' in err
     folder = Path('exps/a/666')
     assert sorted(o.name for o in folder.iterdir())==sorted([*files, 'tensorboard'])
     with open(folder/'log.csv') as f: rows = list(csv.DictReader(f))
     assert list(rows[0])=='epoch lr train_loss valid_loss accuracy top5 train_accuracy images_per_second peak_memory_mib seconds'.split()
     assert [r['epoch'] for r in rows]==['0', '1'] and all(float(r['accuracy'])<=float(r['top5'])<=1 for r in rows)
     cfg,env = read_config(folder/'config.yaml'),json.loads((folder/'environment.json').read_text())
-    assert cfg['mixup'] is True and cfg['row'] is None and Recipe(**{k:v for k,v in cfg.items() if k!='row'}).epochs==2
+    assert cfg['tricks']==['MixUp()'] and cfg['row'] is None and run_config(cfg).epochs==2
     assert env['data']['train_images']==749 and env['data']['test_images']==299 and env['threads']==1 and env['torch']
     with safe_open(folder/'best.safetensors', 'pt') as f: assert all('weight' in k or 'bias' in k or 'num_batches' in k or 'running' in k for k in f.keys())
     for f in folder.glob('*.safetensors'): assert b'pickle' not in f.read_bytes()
@@ -131,7 +131,7 @@ def processes():
 def check_whole(name):
     'Every file that is there is whole'
     folder = Path(f'exps/{name}/666')
-    if (folder/'config.yaml').exists(): assert read_config(folder/'config.yaml')['mixup'] is True
+    if (folder/'config.yaml').exists(): assert read_config(folder/'config.yaml')['tricks']==['MixUp()']
     if (folder/'environment.json').exists(): json.loads((folder/'environment.json').read_text())
     if (folder/'log.csv').exists(): run.read_log(folder/'log.csv')
     for o in folder.glob('*.safetensors'):
@@ -208,12 +208,12 @@ def test_disk_full_under_the_writer(capsys, monkeypatch, n, what):
         seen.append({o.name:o.read_bytes() for o in Path(path).parent.iterdir() if o.suffix=='.safetensors'})
         if len(seen)>n: resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, soft[1]))
         real(tensors, path, *args)
-    monkeypatch.setattr(tree, 'save_file', save_file)
+    monkeypatch.setattr(serialize, 'save_file', save_file)
     try: err = refused(capsys, small+['--epochs', '3', '--name', 'a'])
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, soft)
     assert f'{what}.safetensors could not be written' in err and 'File too large' in err and 'an existing file is unchanged' in err
     assert {o.name:o.read_bytes() for o in last('a').parent.glob('*.safetensors')}==seen[-1] and not list(last('a').parent.glob('.tmp*'))
-    monkeypatch.setattr(tree, 'save_file', real)
+    monkeypatch.setattr(serialize, 'save_file', real)
     cifar_train(argv=small+['--epochs', '3', '--name', 'a', '--resume'])
     cifar_train(argv=small+['--epochs', '3', '--name', 'whole'])
     assert_same_end('a', 'whole')
@@ -264,15 +264,15 @@ def test_missing_extra(capsys, monkeypatch):
 def test_no_room(monkeypatch):
     'A row that needs more memory than there is says so before it starts'
     monkeypatch.setattr(run, 'available_memory', lambda device: 2**20)
-    with pytest.raises(UserError, match='GiB or more.*try a smaller --bs'): train(Recipe(model='resnet20', dataset='digits'))
+    with pytest.raises(UserError, match='GiB or more.*try a smaller --bs'): train(RunConfig('resnet20', 'digits'))
     assert not list(Path().iterdir())
 
 @pytest.mark.slow
 def test_a_checkpoint_costs_little(tmp_path):
     'Under 2% of an epoch of ResNet-18 over 50,000 images, by what one batch takes'
     from cifar_fastai.runs.checkpoint import learner_state
-    from cifar_fastai.runs.train import recipe_learner
-    learn = recipe_learner(Recipe(model='resnet18', dataset='digits', fraction=0.1))
+    from cifar_fastai.runs.train import RunPlan
+    learn = RunPlan(RunConfig('resnet18', 'digits', fraction=0.1)).learner()
     def seconds(f, n=3):
         times = []
         for _ in range(n):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import cifar_fastai.runs.export as share
 from cifar_fastai.core import UserError
 from cifar_fastai.data.datasets import digit_images
-from cifar_fastai.runs.config import Recipe
+from cifar_fastai.runs.config import RunConfig
 from cifar_fastai.studies.report import read_run
 from cifar_fastai.runs.train import train
 from cifar_fastai.runs.export import *
@@ -18,7 +18,7 @@ names = 'README.md', 'config.json', 'model.safetensors'
 
 def small(exps, name='small', row=None, **kw):
     "A run of seconds"
-    r = Recipe(**dict(model='lenet', dataset='digits', epochs=2, bs=32, fraction=0.1, lr=0.05, sched='onecycle', seed=1) | kw)
+    r = RunConfig(**dict(model='lenet', dataset='digits', epochs=2, bs=32, fraction=0.1, lr=0.05, schedule='onecycle', seed=1) | kw)
     with redirect_stdout(StringIO()): return train(r, name, exps=exps, gpu='cpu', row=row)
 
 @pytest.fixture(scope='module')
@@ -69,12 +69,12 @@ def test_predicts_from_anything(out, tmp_path):
 def test_an_export_needs_neither_data_nor_pickle(out, monkeypatch):
     import pickle
     def no(*args, **kwargs): raise AssertionError('read')
-    for mod,name in ((share, 'cifar_dls'), (share, 'recipe_learner'), (torch, 'load'), (pickle, 'load'), (pickle, 'loads'), (pickle, 'Unpickler')): monkeypatch.setattr(mod, name, no)
+    for mod,name in ((share, 'cifar_dls'), (share, 'RunPlan'), (torch, 'load'), (pickle, 'load'), (pickle, 'loads'), (pickle, 'Unpickler')): monkeypatch.setattr(mod, name, no)
     learn = load_run(out)
     assert len(learn.dls.train_ds)==len(learn.dls.valid_ds)==0
     learn.predict(digit_images().test_x[0].numpy())
 
-@pytest.mark.parametrize('kw', [dict(tricks='EMA(0.9)'), dict(model='resnet20', tricks='ShakeDrop()', epochs=1), dict(sam=True, mixup=True, crit='lsr'), dict(optims='adamw', lr=1e-3)], ids=str)
+@pytest.mark.parametrize('kw', [dict(tricks='EMA(0.9)'), dict(model='resnet20', tricks='ShakeDrop()', epochs=1), dict(tricks='SAM() MixUp() LabelSmoothing()'), dict(optimizer='adamw', lr=1e-3)], ids=str)
 def test_runs_with_tricks(tmp_path, kw):
     "Whatever a trick adds while it trains, the weights fit the plain network"
     f = small(tmp_path, **kw)

@@ -10,6 +10,7 @@ __all__ = ['export_run', 'load_run', 'push_run']
 # %% ../../nbs/75_runs.export.ipynb #ec6ca968
 import json, os, tempfile, yaml
 from contextlib import contextmanager
+from dataclasses import asdict
 from fastai.vision.all import *
 from safetensors.torch import save as to_safetensors
 from ..core import *
@@ -24,8 +25,6 @@ from ..studies.experiments import *
 from ..studies.report import *
 
 # %% ../../nbs/75_runs.export.ipynb #54572e1e
-def _run_recipe(run): return Recipe(**{k:v for k,v in run.config.items() if k!='row'})
-
 def _same_data(run, dls):
     "`dls`, if their source is the run's and they are split alike"
     data = run.environment['data']
@@ -72,7 +71,7 @@ def _hub_header(facts):
 # %% ../../nbs/75_runs.export.ipynb #e6bcb9e1
 def _origin(run):
     "The published row that a run was derived from, and what it changes"
-    if run.row is None: return 'Its recipe is not one of the published rows.'
+    if run.row is None: return 'Its configuration is not one of the published rows.'
     k = run_group(run)
     return f'It is the published row {run.row}.' if not k.changes else f'It was derived from the published row {run.row}, and is not that row: {k.title}.'
 
@@ -97,11 +96,12 @@ From the Hub: `load_run(huggingface_hub.snapshot_download('user/name'))`. Images
 def _card(run, facts):
     "The text of README.md"
     title = f"{facts['config']['model']} on {facts['config']['dataset']}"
-    cfg = yaml.safe_dump({k:v for k,v in facts['config'].items() if v!=getattr(Recipe(), k, None) or k in ('epochs', 'seed', 'lr')}, sort_keys=False)
+    defaults = asdict(RunConfig())
+    cfg = write_config({k:v for k,v in facts['config'].items() if v!=defaults.get(k) or k in ('epochs', 'seed', 'lr')})
     classes = ', '.join(facts['vocab'][:20]) + (', ...' if len(facts['vocab'])>20 else '')
     parts = ['---\n' + yaml.safe_dump(_hub_header(facts), sort_keys=False) + '---', f'# {title}',
         f"A {len(facts['vocab'])}-class image classifier for 32x32 images, trained with cifar_fastai. {_origin(run)}", '## Figures', _figures(facts, run.epochs),
-        run_caption([run]), '## Use', _usage, f'Classes: {classes}.', '## Recipe', f'Settings that are not the defaults:\n\n```yaml\n{cfg}```']
+        run_caption([run]), '## Use', _usage, f'Classes: {classes}.', '## Configuration', f'Settings that are not the defaults:\n\n```yaml\n{cfg}```']
     return '\n\n'.join(parts) + '\n'
 
 # %% ../../nbs/75_runs.export.ipynb #911eef5d
@@ -125,7 +125,7 @@ def export_run(
     out = Path(out or run.folder/'export')
     _check_out(out)
     sd = _run_weights(run, weights)
-    with no_random(): dls = recipe_learner(_run_recipe(run), root).dls
+    with no_random(): dls = RunPlan(run_config(run.config), root).learner().dls
     facts = _run_facts(run, weights, _same_data(run, dls))
     save_files(out, dict(zip(_parts, (to_safetensors(sd, metadata=dict(format='pt')), _card(run, facts), json.dumps(facts, indent=1)+'\n'))))
     return out
@@ -164,7 +164,7 @@ def load_run(
     if os.path.lexists(path/'config.yaml'):
         run = read_run(path)
         sd = _run_weights(run, weights)
-        with no_random(): learn = recipe_learner(_run_recipe(run), root)
+        with no_random(): learn = RunPlan(run_config(run.config), root).learner()
         _same_data(run, learn.dls)
         return _with_weights(learn, sd, path)
     facts = _export_facts(path)

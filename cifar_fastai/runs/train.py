@@ -6,12 +6,12 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/runs.train.html.md"""
 
 # %% auto #0
 __all__ = ['read_log', 'best_row', 'read_settings', 'read_environment', 'run_progress', 'plot_log', 'RunFolder', 'data_digest',
-           'environment', 'recipe_tricks', 'check_recipe', 'recipe_learner', 'recipe_fit', 'estimate_memory',
-           'available_memory', 'run_device', 'check_memory', 'deterministic', 'cpu_threads', 'check_name', 'locked',
-           'RunLocked', 'RunInterrupted', 'top5', 'run_monitors', 'train', 'report']
+           'environment', 'create_call', 'create_tricks', 'second_pass', 'estimate_memory', 'available_memory',
+           'check_memory', 'run_device', 'RunPlan', 'deterministic', 'cpu_threads', 'check_name', 'locked', 'RunLocked',
+           'RunInterrupted', 'top5', 'run_monitors', 'train', 'report']
 
 # %% ../../nbs/65_runs.train.ipynb #22cc0eea
-import csv, hashlib, inspect, json, math, os, platform, psutil, stat, subprocess
+import csv, hashlib, json, os, platform, psutil, stat, subprocess
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -26,17 +26,12 @@ from ..loop import *
 from ..trick import *
 from ..serialize import *
 from ..data.loaders import *
-from ..augment.autoaugment import *
-from ..augment.occlusion import *
 from ..zoo.registry import *
 from ..losses import *
 from ..optimizers import *
 from ..schedules import *
 from ..callback.mixers import *
 from ..callback.sam import *
-from ..callback.distill import *
-from ..callback.average import *
-from ..zoo.shake import *
 from ..callback.monitor import *
 from ..learner import *
 from .checkpoint import *
@@ -69,31 +64,19 @@ def best_row(rows:list)->dict: # rows: of `read_log`
     return max(rows, key=itemgetter('accuracy'))
 
 # %% ../../nbs/65_runs.train.ipynb #ed5d3c5d
-def _fits(v, default, kind):
-    "Is `v` what a field of this default and type holds?"
-    if isinstance(v, float) and not math.isfinite(v): return False
-    if default is None: return v is None or type(v) in (int, float, str) and (type(v) is not str)==any(o in str(kind) for o in ('int', 'float'))
-    return type(v) is type(default) or isinstance(default, float) and type(v) is int
-
 def read_settings(path)->dict: # name -> value
-    "The `config.yaml` of a run, complete and checked"
+    "The `config.yaml` of a run, validated"
     read_text(path, whole=True)
-    try: cfg = read_config(path)
-    except RecursionError: raise UserError(f'{path} is nested too deeply.') from None
-    known,kinds = asdict(Recipe()) | dict(row=None),{f.name:f.type for f in fields(Recipe)} | dict(row=str)
+    cfg,known = read_config(path),['row', *(f.name for f in fields(RunConfig))]
     for k in cfg:
         if k not in known: raise UserError(f"{path}: {unknown('setting', k, known)}")
-    if missing := [k for k in ('row', 'model', 'dataset', 'epochs', 'seed') if k not in cfg]: raise UserError(f"{path} lacks {', '.join(missing)}: it is cut off.")
-    cfg = known | cfg
-    if bad := first(k for k,v in cfg.items() if not _fits(v, known[k], kinds[k])):
-        shown = type(cfg[bad]).__name__ if isinstance(cfg[bad], (list, dict, tuple, set)) else short(cfg[bad])
-        raise UserError(f'{path}: {bad} is {shown}, and {known[bad]!r} by default: it must be of that type.')
-    if any('\ud800'<=c<='\udfff' for v in cfg.values() if isinstance(v, str) for c in v): raise UserError(f'{path} is not text.')
+    if missing := [k for k in ('row', 'model', 'dataset', 'epochs', 'seed') if k not in cfg]:
+        raise UserError(f"{path} lacks {', '.join(missing)}: it is incomplete.")
+    row = cfg.pop('row')
     try:
-        Recipe(**{k:v for k,v in cfg.items() if k!='row'}).part
-        check_range('seed', cfg['seed'], 0, 2**64-1, whole=True)
+        if row is not None: check_setting('row', row, '')
+        return dict(row=row) | asdict(RunConfig(**cfg))
     except UserError as e: raise UserError(f'{path}: {e}') from None
-    return cfg
 
 # %% ../../nbs/65_runs.train.ipynb #34e7c345
 _about_data = dict(source=str, split=dict, digest=str, train_images=int, test_images=int)
@@ -215,108 +198,99 @@ def environment(
         device=torch.cuda.get_device_name(dls.device) if gpu else f'{platform.machine()} CPU', threads=torch.get_num_threads(), deterministic=deterministic,
         started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), data=data)
 
-# %% ../../nbs/65_runs.train.ipynb #91029670
-_mixer_groups = dict(OneOf=OneOf, Chain=Chain)
-
-def _called(call):
-    "The trick of a `TrickCall`"
-    if call.name not in [*tricks, *_mixer_groups]: raise unknown('trick', call.name, [*tricks, *_mixer_groups])
-    def made(v): return _called(v) if isinstance(v, TrickCall) else v
-    args,kwargs = [made(o) for o in call.args],{k:made(v) for k,v in call.kwargs.items()}
-    try: return (_mixer_groups.get(call.name) or tricks[call.name])(*args, **kwargs)
+# %% ../../nbs/65_runs.train.ipynb #a219ee4c
+def create_call(call:Call):
+    "The trick or loss of a `Call`"
+    if call.name in ('OneOf', 'Chain'): cls = dict(OneOf=OneOf, Chain=Chain)[call.name]
+    else: cls = losses[call.name] if call.name in losses else tricks[call.name]
+    args = [create_call(o) if isinstance(o, Call) else o for o in call.args]
+    try: return cls(*args, **call.kwargs)
     except TypeError as e: raise UserError(f'{call.name} cannot be created with these arguments: {e}.') from None
 
-def recipe_tricks(r:Recipe)->list:
-    "The callbacks that a recipe asks for"
-    area,aspect = (r.random_erase_sl, r.random_erase_sh),(r.random_erase_r, 1/r.random_erase_r)
-    erasing = partial(RandomErasing, r.random_erase_prob, area, aspect, log_aspect=r.random_erase_log_aspect)
-    made = [(r.autoaugmentation, AutoAugment), (r.cutout, partial(Cutout, r.cutout_length)), (r.random_erase, erasing),
-        (r.mixup, partial(MixUp, r.mixup_alpha)), (r.cutmix, partial(CutMix, r.beta, r.cutmix_prob)), (r.ricap, partial(RICAP, r.ricap_beta)),
-        (r.use_sam, partial(SAM, r.sam_rho)), (r.use_asam, partial(ASAM, r.asam_rho, r.asam_eta)),
-        (r.crit=='lsr', partial(LabelSmoothing, r.smooth_factor)), (r.gradient_clip, partial(GradientClip, r.gradient_clip))]
-    return [f() for on,f in made if on] + [_called(o) for o in trick_calls(r.tricks)]
+def create_tricks(cfg:RunConfig)->list:
+    "The tricks of a configuration"
+    return [create_call(o) for s in cfg.tricks for o in parse_calls(s)]
 
-# %% ../../nbs/65_runs.train.ipynb #28447b79
-def _check_shape(r):
-    "Refuse settings that the schedule does not use, or cannot"
-    taken = inspect.signature(policies[r.policy]).parameters if r.policy in policies else {}
-    if wrong := [k for k in r.shape if k not in taken]:
-        raise UserError(f'{wrong[0]} is {getattr(r, wrong[0])}: the {r.sched} schedule does not use it, so leave it out or choose another --sched.')
-    if r.policy in policies: policies[r.policy](r.lr, 0, r.epochs, **r.shape)
+# %% ../../nbs/65_runs.train.ipynb #8d986504
+def second_pass(cfg:RunConfig)->bool:
+    "Does a trick of this configuration take a second forward and backward pass per step?"
+    return any(isinstance(o, SecondPass) for o in create_tricks(cfg))
 
-def check_recipe(r:Recipe):
-    "Raise `UserError` for a recipe with an unknown name or an invalid value"
-    r.check()
-    find_model(r.model)
-    if r.policy not in [*policies, 'onecycle']: raise unknown('fit policy', r.sched, ['warmup', 'custom', 'onecycle', *policies])
-    if r.crit not in ('ce', 'lsr'): raise unknown('criterion', r.crit, ['ce', 'lsr'])
-    for kind,k,names in (('optimizer', r.optimizer, optimizers), ('init', r.init, inits)):
-        if k is not None and k not in names: raise unknown(kind, k, names)
-    _check_shape(r)
-    recipe_tricks(r)
-
-# %% ../../nbs/65_runs.train.ipynb #355b8f77
-def recipe_learner(
-    r:Recipe, # what to run
-    root=None, # where a named data set is; default: see `cifar_dls`
-    device=None, # default fastai's
-    **kwargs # for `cifar_learner`
-)->Learner:
-    "The Learner of a recipe, its random numbers seeded"
-    check_recipe(r)
-    opt_func = create_opt_func(r.optimizer, **(dict(momentum=r.momentum) if r.optimizer in ('sgd', 'nesterov') else {}))
-    set_seed(r.seed)
-    cbs,dls = recipe_tricks(r),cifar_dls(r.dataset, root=root, device=device, **r.data)
-    return cifar_learner(r.model, dls, cbs=cbs, opt_func=opt_func, lr=r.lr, wd=r.weight_decay, wd_bn_bias=r.wd_bn_bias, init=r.init, **kwargs)
-
-# %% ../../nbs/65_runs.train.ipynb #074c8228
-def recipe_fit(
-    learn:Learner, # of `recipe_learner`
-    r:Recipe, # the same recipe
-    cbs=None, # callbacks for this fit
-):
-    "Fit with the policy of a recipe"
-    if r.amp: learn.to_fp16()
-    if r.policy=='onecycle': learn.fit_one_cycle(r.epochs, r.lr, cbs=cbs)
-    else: learn.fit_policy(r.policy, r.epochs, r.lr, shape=r.shape, cbs=cbs)
-
-# %% ../../nbs/65_runs.train.ipynb #0e0289e8
-def estimate_memory(r:Recipe)->int:
-    "About the bytes that a training step of `r` needs at least"
-    outs = []
-    with torch.device('meta'): model = create_model(r.model)
-    leaves = [m for m in model.modules() if not any(m.children())]
-    hooks = [m.register_forward_hook(lambda m,i,o: outs.append(o.numel()) if isinstance(o, Tensor) and not getattr(m, 'inplace', False) else None) for m in leaves]
+def estimate_memory(cfg:RunConfig)->int: # bytes
+    "Estimate of the memory that a training step needs at least"
+    sizes = []
+    def count(m, i, o):
+        if isinstance(o, Tensor) and not getattr(m, 'inplace', False): sizes.append(o.numel())
+    with torch.device('meta'): model = create_model(cfg.model)
+    hooks = [m.register_forward_hook(count) for m in model.modules() if not any(m.children())]
     model(torch.empty(2, 3, 32, 32, device='meta'))
     for h in hooks: h.remove()
-    copies = 3 + ('adam' in r.optims) + r.use_sam + r.use_asam
-    return 4*copies*sum(p.numel() for p in model.parameters()) + sum(outs)//4*r.bs*(2 if r.amp else 4)
+    copies = 3 + ('adam' in cfg.optimizer) + second_pass(cfg)
+    weights = 4*copies*sum(p.numel() for p in model.parameters())
+    return weights + sum(sizes)//4*cfg.bs*(4 if cfg.precision=='fp32' else 2)
 
+# %% ../../nbs/65_runs.train.ipynb #fe788f73
 def available_memory(device)->int: # bytes
-    "Memory of a device: what is free of a GPU, all that a machine has (what is free there says little, since files are kept in it)"
+    "Memory available on a device"
     device = torch.device(device)
     if device.type=='cuda': return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().total
 
-# %% ../../nbs/65_runs.train.ipynb #3ccead48
+def check_memory(
+    cfg:RunConfig, # of the run
+    device, # to train on
+):
+    "Raise `UserError` if a run cannot fit into the memory of `device`"
+    need,have = estimate_memory(cfg),available_memory(device)
+    if need>have:
+        raise UserError(f'{cfg.model} at batch size {cfg.bs} needs {need/2**30:.1f} GiB or more, and {device} has '
+            f'{have/2**30:.1f} GiB: try a smaller --bs, or --precision bf16.')
+
+# %% ../../nbs/65_runs.train.ipynb #7d69fdd5
 def run_device(gpu:str=None)->torch.device: # gpu: a number, or 'cpu'; default fastai's device
     "The device of a run"
     if gpu is None: return torch.device(default_device())
     if str(gpu)=='cpu': return torch.device('cpu')
     n = torch.cuda.device_count()
     if not str(gpu).isdigit() or int(gpu)>=n:
-        hint = f'--gpu is a number below {n}, or cpu' if n else 'there is none at all: leave --gpu out, or say --gpu cpu'
-        raise UserError(f'There is no GPU {gpu!r} here: {hint}.')
+        hint = f'--gpu is a number below {n}, or cpu' if n else 'this machine has none: leave --gpu out, or use --gpu cpu'
+        raise UserError(f'There is no GPU {gpu!r}: {hint}.')
     torch.cuda.set_device(int(gpu))
     return torch.device('cuda', int(gpu))
 
-def check_memory(
-    r:Recipe, # what to run
-    device, # where
-):
-    "Refuse what cannot run on `device` for want of memory"
-    need,there = estimate_memory(r),available_memory(device)
-    if need>there: raise UserError(f'{r.model} at batch size {r.bs} needs {need/2**30:.1f} GiB or more, and {device} has {there/2**30:.1f} GiB: try a smaller --bs, or --amp.')
+# %% ../../nbs/65_runs.train.ipynb #2390e3af
+class RunPlan:
+    "A validated run configuration, with the objects that it names"
+    def __init__(self,
+        cfg:RunConfig, # of the run
+        root=None, # folder or archive of a named data set; default: see `cifar_dls`
+        device=None, # default: fastai's
+    ):
+        store_attr()
+        find_model(cfg.model)
+        self.tricks,self.loss,self.schedule = create_tricks(cfg),create_call(cfg.call('loss')),cfg.call('schedule')
+        optimizer = cfg.call('optimizer')
+        self.opt_func = create_opt_func(optimizer.name, **optimizer.kwargs)
+        if self.schedule.name in policies: policies[self.schedule.name](cfg.lr, 0, cfg.epochs, **self.schedule.kwargs)
+
+    def learner(self, **kwargs)->Learner: # kwargs: for `cifar_learner`
+        "The Learner of the run, all random numbers seeded"
+        cfg = self.cfg
+        set_seed(cfg.seed)
+        dls = cifar_dls(cfg.dataset, root=self.root, device=self.device, **cfg.data)
+        learn = cifar_learner(cfg.model, dls, cbs=self.tricks, opt_func=self.opt_func, loss_func=self.loss, lr=cfg.lr, wd=cfg.wd,
+            wd_bn_bias=cfg.wd_bn_bias, init=cfg.init, **kwargs)
+        if cfg.precision=='fp32': return learn
+        return learn.to_fp16() if cfg.precision=='fp16' else learn.to_bf16()
+
+    def fit(self,
+        learn:Learner, # what `learner` returned
+        cbs=None, # callbacks for this fit
+    ):
+        "Fit with the schedule of the run"
+        cfg,call = self.cfg,self.schedule
+        if call.name=='onecycle': learn.fit_one_cycle(cfg.epochs, cfg.lr, cbs=cbs, **call.kwargs)
+        else: learn.fit_policy(call.name, cfg.epochs, cfg.lr, shape=call.kwargs, cbs=cbs)
 
 # %% ../../nbs/65_runs.train.ipynb #c286c512
 @contextmanager
@@ -461,38 +435,38 @@ def run_monitors(
     return [TrainAccuracy(), ImagesPerSecond(), PeakMemory(), *use]
 
 # %% ../../nbs/65_runs.train.ipynb #46fe847f
-def _run(learn, recipe, run_folder, row):
+def _run(plan, learn, run_folder, row):
     ckpt = Checkpoint(run_folder.folder/'last.safetensors', resume=True, signals=True)
-    recipe_fit(learn, recipe, [*run_monitors(row), run_folder, ckpt])
-    if ckpt.signal and (at := run_progress(run_folder.folder))[0]<recipe.epochs:
-        raise RunInterrupted(run_folder.folder, ckpt.signal, _progress_words(at, recipe.epochs))
+    plan.fit(learn, [*run_monitors(row), run_folder, ckpt])
+    if ckpt.signal and (at := run_progress(run_folder.folder))[0]<plan.cfg.epochs:
+        raise RunInterrupted(run_folder.folder, ckpt.signal, _progress_words(at, plan.cfg.epochs))
 
 # %% ../../nbs/65_runs.train.ipynb #4b60a268
 def train(
-    recipe:Recipe, # what to run
-    name:str=None, # of the run; default made of the recipe
+    cfg:RunConfig, # configuration of the run
+    name:str=None, # of the run; default: made from the configuration
     root=None, # where a named data set is; default: see `cifar_dls`
     exps='exps', # folder that holds the runs
     resume:bool=False, # resume a run that was interrupted?
-    row:str=None, # the published row that the recipe was derived from
+    row:str=None, # the published row that the configuration overrides
     gpu:str=None, # number of a GPU, or cpu; default fastai's device
     tensorboard:bool=False, # write events for TensorBoard too?
     same_bits:bool=False, # see `deterministic`
     bar:bool=True, # show progress?
 )->Path: # the folder of the run
-    "Train by `recipe`, or resume that run, or find it finished"
+    "Train a run, or resume it; a finished run is not trained again"
     _one_process()
-    folder,cfg = Path(exps)/check_name(ifnone(name, recipe.name))/str(recipe.seed),dict(row=row) | asdict(recipe)
-    if _finished(folder, cfg, resume): return folder
+    folder,settings = Path(exps)/check_name(ifnone(name, cfg.name))/str(cfg.seed),dict(row=row) | asdict(cfg)
+    if _finished(folder, settings, resume): return folder
     if tensorboard: _tensorboard_writer()
-    check_recipe(recipe)
-    check_memory(recipe, device := run_device(gpu))
-    with locked(folder), deterministic(same_bits), cpu_threads(recipe.threads):
-        if _finished(folder, cfg, resume): return folder
-        learn = recipe_learner(recipe, root, device, path=folder, metrics=[accuracy, top5])
-        files = _run_files(folder, cfg, environment(learn.dls, same_bits))
+    plan = RunPlan(cfg, root, run_device(gpu))
+    check_memory(cfg, plan.device)
+    with locked(folder), deterministic(same_bits), cpu_threads(cfg.threads):
+        if _finished(folder, settings, resume): return folder
+        learn = plan.learner(path=folder, metrics=[accuracy, top5])
+        files = _run_files(folder, settings, environment(learn.dls, same_bits))
         with (nullcontext() if bar else learn.no_bar()),(nullcontext() if bar else learn.no_logging()):
-            _run(learn, recipe, RunFolder(folder, tensorboard, files), row)
+            _run(plan, learn, RunFolder(folder, tensorboard, files), row)
     return folder
 
 def _one_process():

@@ -56,7 +56,7 @@ def _weight_mib(path):
 class Run:
     "A run as it lies in its folder"
     folder:Path # where it lies
-    config:dict # its settings: the fields of `Recipe`, and `row`
+    config:dict # its settings: the fields of `RunConfig`, and `row`
     environment:dict # versions, device, code and data
     log:list # of dicts, one an epoch
     weight_mib:float|None=None # size of `best.safetensors`
@@ -149,20 +149,18 @@ def welch(
     return Interval(float(np.mean(xs)-np.mean(ys)) if n else math.nan, *bounds, n)
 
 # %% ../../nbs/74_studies.report.ipynb #96f8970b
-def _plain(k, v): return Path(v).name if k=='dataset' else v
+def _plain(k, v): return Path(v).name if k=='dataset' else ' '.join(v) or 'none' if isinstance(v, list) else v
 
 def _size_changes(run):
     "Numbers of images that are not CIFAR-10's, which all published rows are about"
-    r,data = Recipe(**{k:v for k,v in run.config.items() if k!='row'}),run.environment['data']
-    official = dict(train_images=round(50_000*r.part), test_images=round(10_000*(r.part if _rule(r)=='first' else 1)))
+    cfg,data = run_config(run.config),run.environment['data']
+    official = dict(train_images=round(50_000*cfg.fraction), test_images=round(10_000*(cfg.fraction if cfg.subset=='first' else 1)))
     return {k:(v, data[k]) for k,v in official.items() if abs(data[k]-v)>10} # a stratified part may be rounded in each class
-
-def _rule(r): return 'first' if r.first_half else 'stratified'
 
 # %% ../../nbs/74_studies.report.ipynb #3f0c4abd
 def _rule_changes(run):
-    "The rule of the split, where the data could not be split as the recipe has it"
-    wanted,rule = _rule(Recipe(**{k:v for k,v in run.config.items() if k!='row'})),run.environment['data']['split']['rule']
+    "The rule of the split, where the data could not be split as configured"
+    wanted,rule = run_config(run.config).data['rule'],run.environment['data']['split']['rule']
     return {} if rule==wanted else dict(split=(wanted, rule))
 
 def _changes(run):
@@ -186,7 +184,7 @@ class RunGroup:
     def title(self):
         "How the runs differ from the published row"
         if not self.changes: return ''
-        short = {'epochs', 'model', 'dataset', 'half', 'fast', 'fraction', 'train_images', 'test_images'} & {o[0] for o in self.changes}
+        short = {'epochs', 'model', 'dataset', 'fraction', 'train_images', 'test_images'} & {o[0] for o in self.changes}
         return f"{'shortened' if short else 'changed'}: " + ', '.join(f"{k.replace('_', ' ')} {_value(b)} for {_value(a)}" for k,a,b in self.changes)
 
 # %% ../../nbs/74_studies.report.ipynb #fd17e1a6
@@ -311,7 +309,7 @@ def _mean_sd(l, k): return _figure(l[f'{k}_mean'], '.2f') + ('' if math.isnan(l[
 def _settings(table, lines):
     "The columns of what was run"
     res = dict(row=[l['row'].removeprefix(f'{table}/') for l in lines], model=[l['model'] for l in lines], epochs=[str(l['epochs']) for l in lines])
-    varying = [k for k in ('bs', 'fraction', 'half', 'fast', 'optims', 'lr', 'sched') if k in lines[0] and len({l[k] for l in lines})>1]
+    varying = [k for k in ('bs', 'fraction', 'optimizer', 'lr', 'schedule') if k in lines[0] and len({l[k] for l in lines})>1]
     res |= {k:[str(l[k]) for l in lines] for k in varying}
     tricks = dict.fromkeys(t for l in lines for t in l['row_tricks'].split('+') if t)
     return res | {t.replace('_', ' '):['✓' if t in l['row_tricks'].split('+') else '' for l in lines] for t in tricks}
@@ -425,7 +423,7 @@ def _blocks(self:Report):
 
 # %% ../../nbs/74_studies.report.ipynb #c6f2c93c
 def _md(s): return re.sub(r'([\\|*`\[\]])', r'\\\1', escape(str(s), quote=False)).replace('\n', ' ')
-def _numeric(k): return k not in ('row', 'model', 'optims', 'sched')
+def _numeric(k): return k not in ('row', 'model', 'optimizer', 'schedule')
 
 # %% ../../nbs/74_studies.report.ipynb #ad05876a
 def _md_table(s):

@@ -23,8 +23,8 @@ def timm_dla(name):
 
 def pcv_rir():
     'pytorchcv RiR'
-    from pytorchcv.model_provider import create_model
-    return create_model('rir_cifar10', pretrained=False)
+    from pytorchcv.model_provider import get_model
+    return get_model('rir_cifar10', pretrained=False)
 
 dense_rules = [(r'^0\.', 'features.conv0.'), (r'^8\.0\.', 'features.norm5.'), (r'^9\.1\.', 'classifier.')]
 dense_rules += [(r'^([1357])\.(\d+)\.new\.', lambda m: f'features.denseblock{(int(m[1])+1)//2}.denselayer{int(m[2])+1}.'), (r'^([246])\.', lambda m: f'features.transition{int(m[1])//2}.')]

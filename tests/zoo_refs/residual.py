@@ -55,8 +55,8 @@ def timm_regnet(w0, wa, wm, depth, group_size, se_ratio=0.):
 
 def pcv(name, **kwargs):
     'pytorchcv network `name`'
-    from pytorchcv.model_provider import create_model
-    return create_model(name, pretrained=False, **kwargs)
+    from pytorchcv.model_provider import get_model
+    return get_model(name, pretrained=False, **kwargs)
 
 def pcv_preresnet(name):
     'pytorchcv PreResNet with the CIFAR stem, its average pool as large as the map'
