@@ -92,7 +92,8 @@ def settings_of(f):
 
 commands = {n:settings_of(getattr(cli, n)) for n in 'cifar_train cifar_lr_find cifar_reproduce cifar_report cifar_compare cifar_export cifar_zoo cifar_tricks cifar_bench'.split()}
 trains = 'cifar_train', 'cifar_lr_find'
-default_out = dict(cifar_train=['exps'], cifar_reproduce=['exps'], cifar_report=['report'], cifar_lr_find=['lr_find.png'], cifar_bench=['bench.json'], cifar_compare=[], cifar_export=[], cifar_zoo=[], cifar_tricks=[])
+default_out = dict(cifar_train=['exps'], cifar_reproduce=['exps'], cifar_report=['report'], cifar_lr_find=['lr_find.png'], cifar_bench=['bench.json'],
+    cifar_compare=[], cifar_export=[], cifar_zoo=[], cifar_tricks=[])
 cheap = dict(cifar_train=flags+['--epochs', '1', '--fraction', '0.03'], cifar_lr_find=flags+['--fraction', '0.03', '--num-it', '10'], cifar_bench=['--model', 'toynet_s1_k3', '--fraction', '0.02', '--rounds', '1'],
     cifar_reproduce=['--rows', '3.1/wideresnet', '--model', 'toynet_s1_k3', '--dataset', 'digits', '--epochs', '1', '--fraction', '0.03', '--gpu', 'cpu', '--bs', '32'])
 streams = sampled_from(['']*8+['closed', 'full'])
@@ -103,7 +104,7 @@ def written_to(outs): return [o for o in outs if o and '\0' not in o and not any
 def argument(draw, cmd, skip=('workers',)):
     'The words of a flag, and where it makes the command write'
     k = draw(sampled_from([o for o in commands[cmd] if o not in skip]+['help', 'config', 'print_config', 'nope', 'pdb', 'learning_rate'])) if cmd in commands else 'help'
-    if k=='help' and not seldom(draw, 4): k = draw(sampled_from([*commands[cmd]]))
+    if k=='help' and commands.get(cmd) and not seldom(draw, 4): k = draw(sampled_from([*commands[cmd]]))
     v = draw(value(k, commands[cmd].get(k, 'str'))) if k!='tricks' else draw(trick_text)
     if k=='workers' and v.strip().isdigit(): v = '1'
     flag = '--'+draw(sampled_from([k, k.replace('_', '-')]))

@@ -131,7 +131,7 @@ def processes():
 def check_whole(name):
     'Every file that is there is whole'
     folder = Path(f'exps/{name}/666')
-    if (folder/'config.yaml').exists(): assert read_config(folder/'config.yaml')['tricks']==['MixUp()']
+    if (folder/'config.yaml').exists(): assert 'MixUp()' in read_config(folder/'config.yaml')['tricks']
     if (folder/'environment.json').exists(): json.loads((folder/'environment.json').read_text())
     if (folder/'log.csv').exists(): run.read_log(folder/'log.csv')
     for o in folder.glob('*.safetensors'):
