@@ -11,7 +11,8 @@ classifiers = [f"Development Status :: {statuses[int(cfg['status'])-1]}", f"Natu
     'Programming Language :: Python :: 3', 'Programming Language :: Python :: 3 :: Only']
 classifiers += [f'Intended Audience :: {o}' for o in cfg['audience'].split()]
 
-setup(packages=find_packages(include=['cifar_fastai', 'cifar_fastai.*']), include_package_data=True, license=cfg['license'],
+setup(packages=find_packages(include=['cifar_fastai', 'cifar_fastai.*']), include_package_data=True,
+    license=cfg['license'],
     author=cfg['author'], author_email=cfg['author_email'], keywords=cfg['keywords'].split(), classifiers=classifiers,
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')},

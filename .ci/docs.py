@@ -20,7 +20,8 @@ from smalldocs.layout import KATEX
 from smalldocs.site import build
 
 # What the first digit of a notebook's number stands for, as the sidebar says it
-parts = ['Foundations', 'Data', 'Augmentation', 'Backbones', 'Losses, optimizers, schedules', 'Callbacks', 'Learner and runs', 'Studies', 'Speed', 'Commands']
+parts = ['Foundations', 'Data', 'Augmentation', 'Backbones', 'Losses, optimizers, schedules', 'Callbacks',
+    'Learner and runs', 'Studies', 'Speed', 'Commands']
 
 class keep_intro(Processor):
     "nbdev takes the first cell for a page's title and description: text below them gets a cell of its own"
@@ -57,7 +58,9 @@ def stage(cfg, dest):
         out = dest/(page_name(rel) if src.suffix=='.ipynb' else rel)
         out.parent.mkdir(parents=True, exist_ok=True)
         if src.suffix!='.ipynb': shutil.copy2(src, out)
-        else: out.write_text(staged(src.read_text(encoding='utf-8'), cfg, '../'*(len(rel.parts)-1) or './'), encoding='utf-8')
+        else:
+            out.write_text(staged(src.read_text(encoding='utf-8'), cfg, '../'*(len(rel.parts)-1) or './'),
+                encoding='utf-8')
     return nbs
 
 def staged(text, cfg, up):
@@ -77,7 +80,8 @@ def sidebar(nbs):
 
 def configure(cfg, nbs, dest):
     "What `_quarto.yml` leaves to be generated: all that pyproject.toml and the list of notebooks say"
-    site = {'title':cfg.title, 'description':cfg.description, 'site-url':cfg.doc_url, 'repo-url':cfg.git_url, 'repo-branch':cfg.branch}
+    site = {'title':cfg.title, 'description':cfg.description, 'site-url':cfg.doc_url, 'repo-url':cfg.git_url,
+        'repo-branch':cfg.branch}
     site['navbar'] = dict(right=[dict(icon='github', text='GitHub', href=cfg.git_url)])
     site['sidebar'] = dict(contents=sidebar(nbs))
     (dest/'nbdev.yml').write_text(yaml.safe_dump({'project': {'output-dir':'_docs'}, 'website':site}, sort_keys=False))
@@ -90,7 +94,8 @@ def vendor_katex(site):
     if not shutil.which('npm'): return print('No npm here: formulas will be drawn by KaTeX from its CDN')
     to = site/'site_libs/katex'
     with tempfile.TemporaryDirectory() as tmp:
-        subprocess.run(['npm', 'pack', '--silent', re.search(r'katex@[\d.]+', KATEX)[0]], cwd=tmp, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(['npm', 'pack', '--silent', re.search(r'katex@[\d.]+', KATEX)[0]], cwd=tmp, check=True,
+            stdout=subprocess.DEVNULL)
         with tarfile.open(next(Path(tmp).glob('*.tgz'))) as t: t.extractall(tmp, filter='data')
         for o in ('katex.min.css', 'katex.min.js', 'contrib/auto-render.min.js'):
             (to/o).parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +103,8 @@ def vendor_katex(site):
         shutil.copytree(Path(tmp)/'package/dist/fonts', to/'fonts', ignore=shutil.ignore_patterns('*.ttf', '*.woff'))
     css = (to/'katex.min.css').read_text()
     (to/'katex.min.css').write_text(re.sub(r',url\(fonts/[\w-]+\.(woff|ttf)\) format\("\w+"\)', '', css))
-    for o in pages: o.write_text(o.read_text(encoding='utf-8').replace(KATEX, os.path.relpath(to, o.parent)), encoding='utf-8')
+    for o in pages:
+        o.write_text(o.read_text(encoding='utf-8').replace(KATEX, os.path.relpath(to, o.parent)), encoding='utf-8')
 
 def name_markdown(site):
     "Give the Markdown copy of `page.html` the name that links to it use, `page.html.md`"
@@ -142,7 +148,8 @@ def broken_links(
         for link in sorted(set(page.links)):
             url = link.removeprefix(cfg.doc_url)
             repo = url.removeprefix(f'{cfg.git_url}/blob/{cfg.branch}/')
-            if repo!=url and not (cfg.config_path/repo.partition('#')[0]).exists(): res.append(f'{path.relative_to(site.resolve())}: {link}')
+            if repo!=url and not (cfg.config_path/repo.partition('#')[0]).exists():
+                res.append(f'{path.relative_to(site.resolve())}: {link}')
             if re.match(r'[a-z]+:|//', url): continue
             file,_,anchor = url.partition('#')
             base = site if url!=link or file.startswith('/') else path.parent
@@ -156,7 +163,8 @@ def broken_readme_links(cfg):
     "Relative links of README.md that lead to no file"
     links = re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', (cfg.config_path/'README.md').read_text(encoding='utf-8'))
     links = [a or b for a,b in links]
-    return [f'README.md: {o}' for o in links if not re.match(r'[a-z]+:|#', o) and not (cfg.config_path/o.partition('#')[0]).exists()]
+    return [f'README.md: {o}' for o in links if not re.match(r'[a-z]+:|#', o)
+        and not (cfg.config_path/o.partition('#')[0]).exists()]
 
 @call_parse
 def main(

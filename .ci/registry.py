@@ -32,10 +32,12 @@ def table()->dict:
     "Kind -> name -> doc and params"
     fit,steps = ('lr', 't', 'n_epoch'),('params', 'lr', 'weight_decay')
     schedules = {k:entry(f, fit) for k,f in policies.items()}
-    schedules['onecycle'] = entry(Learner.fit_one_cycle, ('self', 'n_epoch', 'lr_max', 'wd', 'cbs', 'reset_opt', 'start_epoch'))
+    schedules['onecycle'] = entry(Learner.fit_one_cycle,
+        ('self', 'n_epoch', 'lr_max', 'wd', 'cbs', 'reset_opt', 'start_epoch'))
     return dict(trick={k:entry(o) for k,o in sorted([*tricks.items(), ('OneOf', OneOf), ('Chain', Chain)])},
         optimizer={k:entry(cls, steps, **defaults) for k,(cls,defaults) in optimizers.items()}, schedule=schedules,
-        loss={k:entry(o) for k,o in losses.items()}, init={k:{} for k in inits}, backbone={k:dict(doc=backbones[k].paper) for k in list_models()})
+        loss={k:entry(o) for k,o in losses.items()}, init={k:{} for k in inits},
+        backbone={k:dict(doc=backbones[k].paper) for k in list_models()})
 
 if __name__=='__main__':
     path = Path(__file__).parents[1]/'cifar_fastai/registry.json'

@@ -1,33 +1,34 @@
-'Everything at once: `from cifar_fastai.all import *`'
+"""What a user of the toolkit needs: `from cifar_fastai.all import *`
+
+Runs, experiments and reports are imported from their modules, as in `from cifar_fastai.runs.train import train`."""
 from fastai.vision.all import *
 from fastai.callback.training import *
-from .core import *
-from .rng import *
-from .serialize import *
-from .loop import *
-from .trick import *
-from .data.sources import *
-from .data.datasets import *
-from .data.loaders import *
-from .augment.pixels import *
-from .augment.geometry import *
-from .augment.autoaugment import *
-from .augment.occlusion import *
-from .zoo.layers import *
-from .zoo.shake import *
-from .zoo.registry import *
-from .losses import *
-from .optimizers import *
-from .schedules import *
-from .callback.mixers import *
-from .callback.sam import *
-from .callback.distill import *
-from .callback.average import *
-from .callback.monitor import *
-from .learner import *
-from .runs.config import *
-from .runs.checkpoint import *
-from .runs.train import *
-from .studies.experiments import *
-from .studies.report import *
-from .runs.export import *
+from .core import UserError
+from .rng import RandomStream
+from .serialize import load_weights
+from .loop import ManagedCallback, inference, no_trace
+from .trick import Trick, learner_tricks, tricks
+from .data.sources import cached_images, download_archive, read_images
+from .data.datasets import DataSet, datasets, digit_images, find_data, stratified
+from .data.loaders import (CifarDataLoaders, CropFlip, ImageTensors, NormalizeImages, TensorDL, channel_stats, cifar_dls,
+    image_weights)
+from .augment.pixels import PixelTrick
+from .augment.geometry import Flip, ProgressiveResize, RandomCrop, RandomResizedCrop
+from .augment.autoaugment import AutoAugment, ImagePolicy, RandAugment, TrivialAugment, autoaugment_policies
+from .augment.occlusion import Cutout, Occlusion, RandomErasing
+from .zoo.shake import (BranchTrick, ShakeDrop, ShakeDropLayer, ShakeShakeLayer, StochasticDepth, StochasticDepthLayer,
+    linear_decay)
+from .zoo.registry import (Backbone, backbones, create_model, init_weights, inits, list_models, model_summary,
+    register_models, zoo_table)
+from .losses import CrossEntropy, LabelSmoothing, LossTrick, losses
+from .optimizers import LARS, AdaBound, AdaBoundW, Lion, create_opt_func, optimizers
+from .schedules import (PolicyScheduler, cosine, cosine_restarts, epochwise, multistep, plot_policy, policies, policy_values,
+    triangular, warmcosine, warmup_multistep)
+from .callback.mixers import Chain, CutMix, Mixer, MixUp, OneOf, RICAP
+from .callback.sam import ASAM, SAM, SecondPass
+from .callback.distill import KD
+from .callback.average import EMA, SWA, Averager, Lookahead, update_bn
+from .callback.monitor import (CPUUse, GPUUse, GradientClip, ImagesPerSecond, Monitor, NonFiniteLoss, PeakMemory,
+    StopOnNonFinite, TrainAccuracy)
+from .runs.checkpoint import Checkpoint
+from .learner import cifar_learner

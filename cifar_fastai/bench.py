@@ -43,19 +43,21 @@ def time_interleaved(
     fs:dict, # name -> function of no arguments
     base:str, # the name that the others are compared with
     n:int=5, # rounds; one more comes first and is not counted
-)->dict: # name -> median of its seconds, and of its ratios to the run of `base` right before; the lowest and the highest ratio
+)->dict: # name -> median seconds; median, lowest and highest ratio to the run of `base` right before
     "Time each function in turns with `base`, so that a busy machine disturbs both alike"
     n = check_range('n', n, 1, 1000, whole=True)
     if not isinstance(base, str) or base not in fs: raise unknown('benchmark', base, fs)
     rounds = [{k:(_seconds(fs[base]), _seconds(f)) for k,f in fs.items()} for _ in range(n+1)][1:]
     ratios = {k:[r[k][1]/r[k][0] for r in rounds] for k in fs}
-    return {k:dict(seconds=median(r[k][1] for r in rounds), ratio=median(v), low=min(v), high=max(v)) for k,v in ratios.items()}
+    return {k:dict(seconds=median(r[k][1] for r in rounds), ratio=median(v), low=min(v), high=max(v))
+        for k,v in ratios.items()}
 
 # %% ../nbs/80_bench.ipynb #9ec46427
 def machine()->dict:
     "Processor or GPU, threads and versions"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()+' CPU'
-    return dict(device=device, threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version())
+    return dict(device=device, threads=torch.get_num_threads(), torch=torch.__version__,
+        python=platform.python_version())
 
 # %% ../nbs/80_bench.ipynb #e05e2e2e
 def bare_loop(
@@ -111,11 +113,12 @@ def all_tricks(
 
 # %% ../nbs/80_bench.ipynb #d0090a3d
 def _torchvision(ds, bs):
-    "torchvision's pipelines over all images of `ds`: crop, flip and normalise, with AutoAugment before it, and AutoAugment alone"
+    "torchvision's pipelines over `ds`: crop, flip and normalise; AutoAugment before it; AutoAugment alone"
     import torchvision.transforms as T
     pils = [PILImage.create(o.permute(1,2,0).numpy()) for o in ds.x.cpu()]
     auto = [T.AutoAugment(T.AutoAugmentPolicy.CIFAR10)]
-    rest = [T.RandomCrop(32, 4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize((0.4914,0.4822,0.4465), (0.2023,0.1994,0.2010))]
+    rest = [T.RandomCrop(32, 4), T.RandomHorizontalFlip(), T.ToTensor(),
+        T.Normalize((0.4914,0.4822,0.4465), (0.2023,0.1994,0.2010))]
     def epoch(ts, stack=torch.stack):
         t = T.Compose(ts)
         for i in torch.randperm(len(pils)).split(bs): stack([t(pils[j]) for j in i])
@@ -125,7 +128,7 @@ def _torchvision(ds, bs):
 def _ours(dl):
     "Crop, flip and normalise over all images of `dl`, with AutoAugment before it, and AutoAugment alone"
     t = AutoAugment()
-    t.learn = SimpleNamespace(dl=dl)
+    t.learn = SimpleNamespace(dl=dl, epoch=0)
     def plain():
         for _ in dl: pass
     def both():

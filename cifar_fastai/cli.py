@@ -66,7 +66,8 @@ def _add(group, f, required):
     shown = '' if f.default in (None, False, '', '*') else f' (default: {f.default})'
     kwargs = dict(type=f.convert, help=(f.help+shown).replace('%', '%%'))
     if f.type is bool: kwargs |= dict(nargs='?', const=True, metavar='(True|False)')
-    if not f.positional: return group.add_argument(f"--{f.name.replace('_', '-')}", *_aliases.get(f.name, []), dest=f.name, **kwargs)
+    if not f.positional:
+        return group.add_argument(f"--{f.name.replace('_', '-')}", *_aliases.get(f.name, []), dest=f.name, **kwargs)
     if not required: kwargs['nargs'] = '?'
     group.add_argument(f.name, **kwargs)
 
@@ -76,7 +77,8 @@ def _parse(
     argv, # arguments; None: those of the process
 )->dict: # name -> value, of what was given
     "Parse the command line"
-    p = _Parser(prog=_prog(func), usage='%(prog)s [flags]', description=func.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    p = _Parser(prog=_prog(func), usage='%(prog)s [flags]', description=func.__doc__, allow_abbrev=False,
+        argument_default=argparse.SUPPRESS)
     params = inspect.signature(func).parameters
     for title,flags in groups.items():
         group = p.add_argument_group(title)
@@ -166,7 +168,9 @@ def command(
     if func is None: return partial(command, config=config)
     flags = [f for f in flags_of(func) if f.name!='cfg']
     groups = {'flags of this command':flags}
-    if config: groups = {'configuration':flags_of(RunConfig)} | groups | {'sources':_sources, 'published flags':flags_of(PublishedTricks)}
+    if config:
+        groups = {'configuration':flags_of(RunConfig)} | groups | {'sources':_sources,
+            'published flags':flags_of(PublishedTricks)}
     @wraps(func)
     def _f(*args, argv=None, **kwargs):
         if args or kwargs: return func(*args, **kwargs)
@@ -282,7 +286,8 @@ def cifar_reproduce(
     jobs = plan(select_experiments(table, rows, all), seeds, exps, **changes)
     check_jobs(jobs, root, gpu, data=not dry_run)
     if dry_run: return print(_dry(jobs, root, gpu))
-    if n := _processes(workers, gpu): return _spread(n, _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, **changes), gpu)
+    if n := _processes(workers, gpu):
+        return _spread(n, _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, **changes), gpu)
     failed = reproduce(jobs, exps, root, gpu)
     for name,why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
     if failed: sys.exit(1)
@@ -298,7 +303,8 @@ def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.i
 
 class _Workers:
     "Processes that run a command, each started again up to `restarts` times if a signal kills it"
-    def __init__(self, commands, env, restarts=2): self.commands,self.env,self.left,self.told,self.ps = commands,env,[restarts]*len(commands),False,[]
+    def __init__(self, commands, env, restarts=2):
+        self.commands,self.env,self.left,self.told,self.ps = commands,env,[restarts]*len(commands),False,[]
 
     def signalled(self, number, frame):
         self.told = True
@@ -392,7 +398,8 @@ def cifar_export(
     "Write a run's weights, model card and settings to a folder that load_run reads"
     from cifar_fastai.runs.export import export_run, push_run
     out = export_run(run, out, weights, root)
-    print(f'{out}/ holds model.safetensors, README.md (the model card) and config.json: load_run({str(out)!r}) gives a Learner that predicts')
+    print(f'{out}/ holds model.safetensors, README.md (the model card) and config.json: '
+        f'load_run({str(out)!r}) gives a Learner that predicts')
     if push: print(push_run(out, push, private))
 
 # %% ../nbs/90_cli.ipynb #db797318
@@ -436,7 +443,7 @@ def cifar_bench(
     out:str='bench.json', # file for the figures
     data:str=None, # the data in words, for the file (default: data set and fraction)
 ):
-    "Measure an epoch beside a bare PyTorch loop, every trick beside a plain Learner, and the data beside torchvision's pipeline"
+    "Measure an epoch beside a bare PyTorch loop, each trick beside a plain Learner, and the data beside torchvision"
     from cifar_fastai.zoo.registry import create_model
     from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,save_bench
     from cifar_fastai.data.loaders import cifar_dls
@@ -446,5 +453,7 @@ def cifar_bench(
     ts = all_tricks(create_model(model, dls.c))
     figures = dict(epoch=epoch_cost(model, dls, {k:ts[k] for k in ('MixUp','SAM')}, rounds))
     figures |= dict(tricks=epoch_cost(model, dls, ts, rounds, base='Learner'), data_cost=data_cost(dls, rounds))
-    save_bench(out, data or f'{dataset}, {len(dls.train_ds):,} images', settings=dict(model=model, bs=bs, rounds=rounds), **figures)
-    for k,v in figures.items(): print(_table([{k:name, 'ratio':f"{r['ratio']:.3f}", 'seconds':f"{r['seconds']:.2f}"} for name,r in v.items()]), end='\n\n')
+    save_bench(out, data or f'{dataset}, {len(dls.train_ds):,} images',
+        settings=dict(model=model, bs=bs, rounds=rounds), **figures)
+    for k,v in figures.items(): print(_table([{k:name, 'ratio':f"{r['ratio']:.3f}", 'seconds':f"{r['seconds']:.2f}"}
+        for name,r in v.items()]), end='\n\n')

@@ -57,7 +57,8 @@ def unknown(
     "The error for a name that is not there: it lists the nearest valid ones, or all of them where they are few"
     if not isinstance(name, str): name = short(name)
     close,names = nearest(name, names) if len(name)<100 else [],list(map(str, names))
-    all_of_them = f"there are {len(names)}, from {min(names)} to {max(names)}." if len(names)>12 else f"there is {', '.join(names)}."
+    listed = f"there is {', '.join(names)}."
+    all_of_them = f"there are {len(names)}, from {min(names)} to {max(names)}." if len(names)>12 else listed
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else all_of_them
     return UserError(f'There is no {kind} {short(name)}: {hint}')
 

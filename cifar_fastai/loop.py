@@ -6,14 +6,14 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/loop.html.md"""
 
 # %% auto #0
 __all__ = ['ManagedCallback', 'managed', 'check_callbacks', 'TrainingRun', 'LoopState', 'loop_state', 'training_run', 'extend',
-           'inference', 'no_trace']
+           'fit_seed', 'key_streams', 'forward_rng', 'second_pass', 'inference', 'no_trace']
 
 # %% ../nbs/03_loop.ipynb #4349aa89
-import functools, inspect, random, tempfile, threading, weakref
+import functools, inspect, random, tempfile, threading, warnings, weakref
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from copy import copy, deepcopy
 from fastai.basics import *
-from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import *
 from fastai.callback.progress import CSVLogger
 from fastai.callback.schedule import *
@@ -30,7 +30,7 @@ class ManagedCallback(Callback):
     train_only = True # no events outside training runs, and none of inference
     skip_trial = False # no events of trial runs
     keep_open = False # is `train_context` kept open during inference inside the training part of an epoch?
-    group,conflict = None,'' # a Learner takes one callback per `group`; `clash` is the message, with `{names}`
+    group,conflict = None,'' # a Learner takes one callback per `group`; `conflict` is the message, with `{names}`
 
     def train_context(self):
         "A context that is open during the training part of every epoch, and closed however that ends"
@@ -64,6 +64,7 @@ class TrainingRun:
         self.failed = False # did it end by an exception?
         self.interrupted = False # set by a callback that ends it for another process to resume
         self.stepped = False # did the optimizer step in this batch? False where the step was cancelled
+        self.second_pass = False # is the batch being run a second time?
         self.first_epoch,self.skip = 0,None # where a resumed run starts: epoch; (batches, function to call after them)
         self.contexts = [] # the open `train_context`
 
@@ -110,8 +111,10 @@ _training = ParamScheduler,GradientAccumulation,ShortEpochCallback # have a mean
 def _silent(loop, cb):
     "Does `cb` get no events of what the Learner does now?"
     cls = type(cb)
-    if loop.run is None or loop.inference: return getattr(cls, 'train_only', False) or isinstance(cb, (*_saving, *_training))
-    return loop.run.trial and (getattr(cls, 'skip_trial', False) or isinstance(cb, (*_saving, ShortEpochCallback, *loop.muted)))
+    if loop.run is None or loop.inference:
+        return getattr(cls, 'train_only', False) or isinstance(cb, (*_saving, *_training))
+    return loop.run.trial and (getattr(cls, 'skip_trial', False)
+        or isinstance(cb, (*_saving, ShortEpochCallback, *loop.muted)))
 
 # %% ../nbs/03_loop.ipynb #da960cdc
 def _call_callbacks(learn, loop, event_name):
@@ -137,10 +140,17 @@ def _(old):
     return _call_one
 
 # %% ../nbs/03_loop.ipynb #82002a66
-def _seed_streams(learn):
-    seed = random.getrandbits(64)
-    for name,s in learner_streams(learn).items(): s.reseed(f'{seed} {name}')
+def fit_seed(
+    n:int, # number of the Learner's fit
+)->int: # 63 bits
+    "The seed of a fit, from the state of Python's generator, without drawing from it"
+    return key_hash(random.getstate(), n)
 
+def _seed_streams(learn, number):
+    seed = fit_seed(number)
+    for name,s in learner_streams(learn).items(): s.reseed(f'{seed}/{name}')
+
+# %% ../nbs/03_loop.ipynb #b8820e1a
 def _end_failed(learn, loop):
     "What the events of a cancelled fit would have done"
     loop.run.failed = True
@@ -157,7 +167,7 @@ def _run(learn):
     loop = loop_state(learn)
     run = loop.run = TrainingRun(loop.fits+1, loop.trial)
     try:
-        _seed_streams(learn)
+        _seed_streams(learn, run.number)
         yield run
     except BaseException:
         _end_failed(learn, loop)
@@ -179,11 +189,31 @@ class _Context:
         self.open = False
         return self.cm.__exit__(*exc)
 
+def key_streams(
+    learn, # in a batch of a training run
+    *key, # what tells these draws from others of the batch
+):
+    "Have the tricks of `learn` draw the numbers of this epoch and batch, from their start"
+    for cb in learn.cbs:
+        if isinstance(s := getattr(cb, 'stream', None), RandomStream): s.rekey(learn.epoch, learn.iter, *key)
+
+# %% ../nbs/03_loop.ipynb #defb6b70
+@contextmanager
+def _in_epoch(learn, epoch):
+    "The `DataLoader`s draw the order and the augmentation of an epoch"
+    streams = [s for s in (getattr(dl, 'stream', None) for dl in getattr(learn.dls, 'loaders', learn.dls))
+        if isinstance(s, RandomStream)]
+    for s in streams: s.epoch = epoch
+    try: yield
+    finally:
+        for s in streams: s.epoch = None
+
 @contextmanager
 def _train(learn):
     "The training part of an epoch"
     run = training_run(learn)
     with ExitStack() as stack:
+        stack.enter_context(_in_epoch(learn, learn.epoch))
         for cb in learn.cbs.sorted('order'):
             if not getattr(type(cb), 'managed', False) or _silent(_loops[learn], cb): continue
             stack.enter_context(c := _Context(cb))
@@ -200,17 +230,32 @@ def _autocast_depth():
 @contextmanager
 def _batch(learn):
     "A batch: autocast is left however it ends"
-    depth = _autocast_depth()
+    depth,run = _autocast_depth(),training_run(learn)
+    if run and learn.training and not _loops[learn].inference: key_streams(learn)
     try: yield
     finally:
         amp = first(learn.cbs, lambda cb: isinstance(cb, MixedPrecision))
-        while amp is not None and amp.autocast is not None and _autocast_depth()>depth: amp.autocast.__exit__(None, None, None)
+        while amp is not None and amp.autocast is not None and _autocast_depth()>depth:
+            amp.autocast.__exit__(None, None, None)
+
+# %% ../nbs/03_loop.ipynb #4166b431
+def _done_before(learn, run, event_type):
+    "Was this epoch or batch trained before the run was resumed?"
+    if event_type=='epoch': return learn.epoch<run.first_epoch
+    if event_type!='batch' or run.skip is None or not learn.training or _loops[learn].inference: return False
+    n,restore = run.skip
+    if learn.iter+1==n:
+        run.skip = None
+        restore()
+    return True
+
 
 # %% ../nbs/03_loop.ipynb #c34e7a32
 @extend(Learner, '_with_events')
 def _(old):
     def _with_events(self, f, event_type, ex, final=noop):
         run = training_run(self)
+        if run and _done_before(self, run, event_type): return
         if event_type=='fit' and managed(self): stage = _run(self)
         elif event_type=='train' and run: stage = _train(self)
         elif event_type=='batch' and self in _loops: stage = _batch(self)
@@ -223,32 +268,42 @@ def _(old):
         with stage: return old(self, f, event_type, ex, final)
     return _with_events
 
-# %% ../nbs/03_loop.ipynb #f7a0ec3f
-@extend(Learner, '_do_fit')
-def _(old):
-    def _do_fit(self):
-        run = training_run(self)
-        if run is None or not run.first_epoch: return old(self)
-        epoch = partial(self._with_events, self._do_epoch, 'epoch', CancelEpochException)
-        for self.epoch in range(run.first_epoch, self.n_epoch): epoch()
-    return _do_fit
+# %% ../nbs/03_loop.ipynb #e8bac040
+def _model_device(learn): return next(learn.model.parameters()).device
 
-@extend(Learner, 'all_batches')
-def _(old):
-    def all_batches(self):
-        run = training_run(self)
-        if run is None or run.skip is None or not self.training or _loops[self].inference: return old(self)
-        (n,restore),run.skip = run.skip,None
-        self.n_iter = len(self.dl)
-        for i,b in enumerate(self.dl):
-            if i+1==n: restore()
-            elif i>=n: self.one_batch(i, b)
-    return all_batches
+def forward_rng(learn)->tuple: # for `second_pass`
+    "The state of torch's generators that a forward pass draws from"
+    device = _model_device(learn)
+    return torch.get_rng_state(),(torch.cuda.get_rng_state(device) if device.type=='cuda' else None)
+
+def _set_forward_rng(learn, cpu, cuda):
+    torch.set_rng_state(cpu)
+    if cuda is not None: torch.cuda.set_rng_state(cuda, _model_device(learn))
+
+# %% ../nbs/03_loop.ipynb #ff913efa
+def second_pass(
+    learn:Learner, # whose first backward pass of this batch is over
+    rng:tuple=None, # what `forward_rng` returned before the first pass: draw the same masks again; None draws others
+):
+    "Run the current batch forward and backward a second time, without a step"
+    run,amp = training_run(learn),first(learn.cbs, lambda cb: isinstance(cb, MixedPrecision))
+    if rng is not None: _set_forward_rng(learn, *rng)
+    key_streams(learn, *([] if rng is not None else ['second pass']))
+    def backward():
+        learn('before_backward')
+        learn._backward()
+    if amp is not None: amp.autocast.__enter__()
+    run.second_pass,learn._do_grad_opt = True,backward
+    try: learn._do_one_batch()
+    finally:
+        run.second_pass = False
+        del learn._do_grad_opt
 
 # %% ../nbs/03_loop.ipynb #ed2f4975
 def _refuse_inside(learn, name):
     if training_run(learn) is None: return
-    raise UserError(f'{name} was called inside a fit of the same Learner: call it after that fit, or on another Learner.')
+    raise UserError(f'{name} was called inside a fit of the same Learner: call it '
+        'after that fit, or on another Learner.')
 
 def _refused_inside(name):
     @extend(Learner, name)
@@ -287,6 +342,7 @@ def _plain(learn):
     for d in amp: torch.set_autocast_enabled(d, False)
     for cb in learn.cbs:
         if isinstance(cb, MixedPrecision): cb.autocast = copy(cb.autocast) # an autocast object remembers one entry
+        if isinstance(cb, Recorder) and 'log' not in vars(cb): cb.log = L() # the first epoch has not begun
     try: yield
     finally:
         learn.metrics = metrics
@@ -308,6 +364,14 @@ def _stateful_parts(learn, nested):
 
 # %% ../nbs/03_loop.ipynb #b0818993
 @contextmanager
+def _without_files(learn):
+    "Without the open files of `CSVLogger`s, which cannot be pickled"
+    files = {cb:vars(cb).pop('file') for cb in learn.cbs if isinstance(cb, CSVLogger) and 'file' in vars(cb)}
+    try: yield
+    finally:
+        for cb,f in files.items(): cb.file = f
+
+@contextmanager
 def _entered(loop, learn):
     "Count a call of `inference`, which gets no events of the callbacks that are being called"
     old = loop.inference,loop.depth,loop.excluded,learn.lock
@@ -325,11 +389,12 @@ def inference(learn:Learner):
     loop = loop_state(learn)
     with loop.lock, ExitStack() as stack:
         nested = loop.run is not None or loop.inference>0
-        if not loop.inference or len(loop.calling)>loop.depth: # otherwise a part of what is under way, as `get_preds` in `predict`
+        if not loop.inference or len(loop.calling)>loop.depth: # not a part of another, as `get_preds` in `predict`
             attrs = [*_loop_attrs, *(['final_record'] if nested else [])]
             parts = [_restored(o) for o in _stateful_parts(learn, nested)]
             plain = [_plain(learn)] if nested else []
-            for c in [same_random(learn), *parts, *plain, _restored(learn, attrs), _entered(loop, learn)]: stack.enter_context(c)
+            rest = [_restored(learn, attrs), _without_files(learn), _entered(loop, learn)]
+            for c in [same_random(learn), *parts, *plain, *rest]: stack.enter_context(c)
         yield loop.run is not None
 
 # %% ../nbs/03_loop.ipynb #436f3d39
@@ -340,7 +405,6 @@ def _infers(cls, name):
             with inference(self): return old(self, *args, **kwargs)
         return _f
 
-if 'file' not in CSVLogger._stateattrs: CSVLogger._stateattrs = (*CSVLogger._stateattrs, 'file')
 for _name in 'get_preds predict tta show_results summary export'.split(): _infers(Learner, _name)
 
 @extend(Learner, 'validate')
@@ -362,7 +426,9 @@ def _(old):
     return from_learner
 
 # %% ../nbs/03_loop.ipynb #472d2d17
-def _snapshot(o): return {k:(v.detach().clone() if isinstance(v, Tensor) else _snapshot(v) if isinstance(v, dict) else v) for k,v in o.items()}
+def _snapshot(o):
+    return {k:(v.detach().clone() if isinstance(v, Tensor) else _snapshot(v) if isinstance(v, dict) else v)
+        for k,v in o.items()}
 
 @contextmanager
 def no_trace(
@@ -375,7 +441,9 @@ def no_trace(
     was,loop.trial,loop.muted = (loop.trial, loop.muted),True,mute
     try:
         with ExitStack() as stack:
-            for o in [same_random(learn), *(_restored(cb) for cb in learn.cbs if _known(cb) and not isinstance(cb, Recorder))]: stack.enter_context(o)
+            for o in [same_random(learn),
+                *(_restored(cb) for cb in learn.cbs if _known(cb) and not isinstance(cb, Recorder))]:
+                stack.enter_context(o)
             yield learn
     finally:
         loop.trial,loop.muted = was
@@ -398,10 +466,34 @@ def _(old):
 @extend(MixedPrecision, 'before_fit')
 def _(old):
     def before_fit(self):
-        dtype = {AMPMode.BF16:torch.bfloat16, AMPMode.FP16:torch.float16}[self.amp_mode]
-        d = next(self.learn.model.parameters()).device.type
-        if d=='cuda' and dtype==torch.bfloat16 and not torch.cuda.is_bf16_supported():
-            raise UserError('This GPU has no bfloat16: use to_fp16().')
-        self.kwargs['enabled'] = dtype==torch.float16
-        self.autocast,self.learn.scaler,self.scales = torch.autocast(d, dtype=dtype),torch.GradScaler(d, **self.kwargs),L()
+        device = next(self.learn.model.parameters()).device.type
+        if device=='cuda' or not managed(self.learn): return old(self)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore') # there may be no CUDA here
+            old(self)
+        self.autocast = torch.autocast(device, dtype=self.autocast.fast_dtype)
+        self.learn.scaler = torch.GradScaler(device, **self.kwargs)
     return before_fit
+
+# %% ../nbs/03_loop.ipynb #06a2718f
+@extend(Learner, 'create_opt')
+def _(old):
+    def create_opt(self):
+        old(self)
+        if managed(self): getattr(self.opt, 'created', noop)()
+    return create_opt
+
+@extend(ParamScheduler, 'before_fit')
+def _(old):
+    def before_fit(self):
+        old(self)
+        getattr(self.opt, 'scheduled', noop)(self)
+    return before_fit
+
+# %% ../nbs/03_loop.ipynb #d21603ee
+@extend(Learner, 'add_cb')
+def _(old):
+    def add_cb(self, cb):
+        for o in list(self.cbs): cb = getattr(o, 'accept', noop)(cb)
+        return old(self, cb)
+    return add_cb

@@ -22,7 +22,8 @@ def as_probs(
 )->Tensor: # (b, n_out)
     "Class probabilities from labels"
     if y.ndim==2: return y
-    return torch.zeros(len(y), n_out, device=y.device, dtype=dtype or torch.get_default_dtype()).scatter_(1, y[:,None], 1)
+    return torch.zeros(len(y), n_out, device=y.device, dtype=dtype or torch.get_default_dtype()).scatter_(1,
+        y[:,None], 1)
 
 # %% ../nbs/40_losses.ipynb #de34588b
 def _class_weights(w):
@@ -40,15 +41,16 @@ losses = Registry('loss')
 
 @losses.register
 class CrossEntropy(nn.Module):
-    "Cross entropy with labels or probabilities, smoothed by `smoothing`, plus `terms`; what a Learner needs to decode it"
+    "Cross entropy with labels or class probabilities, smoothed by `smoothing`, plus `terms`"
     y_int = True # fastai's own mixers look for it: they swap the loss while batches train
     def __init__(self,
-        smoothing:float=0., # 0 to 1: mixes the target with the uniform one (1512.00567); set while training by `LabelSmoothing`
+        smoothing:float=0., # 0 to 1: weight of the uniform target (1512.00567); `LabelSmoothing` sets it
         reduction:str='mean', # 'mean', 'sum' or 'none'
         weight=None, # of each class (n_out,); default all the same
     ):
         super().__init__()
-        if reduction not in ('mean', 'sum', 'none'): raise UserError(f"reduction is {short(reduction)}: it must be 'mean', 'sum' or 'none'.")
+        if reduction not in ('mean', 'sum', 'none'):
+            raise UserError(f"reduction is {short(reduction)}: it must be 'mean', 'sum' or 'none'.")
         self.smoothing,self.reduction,self.terms = check_range('smoothing', smoothing, 0, 1),reduction,[]
         self.register_buffer('weight', _class_weights(weight))
 
@@ -68,15 +70,18 @@ def _weighted(weight, pred, targ, reduction, **kwargs):
     pred = pred.to(torch.promote_types(pred.dtype, weight.dtype))
     w = weight.to(pred.device, pred.dtype)
     if targ.ndim<2: return F.cross_entropy(pred, targ, w, reduction=reduction, **kwargs)
-    loss,targ = F.cross_entropy(pred, targ.to(pred.dtype), w, reduction='sum' if reduction=='mean' else reduction, **kwargs),targ.to(pred.dtype)
+    loss = F.cross_entropy(pred, targ.to(pred.dtype), w, reduction='sum' if reduction=='mean' else reduction, **kwargs)
+    targ = targ.to(pred.dtype)
     return loss/(targ*w).sum() if reduction=='mean' else loss
 
 def _check_shapes(pred, targ, weight):
     if pred.ndim!=2: return
     if weight is not None and len(weight)!=pred.shape[1]:
-        raise UserError(f'weight has {len(weight)} numbers, and the network has {pred.shape[1]} outputs: give one per class.')
+        raise UserError(f'weight has {len(weight)} numbers, and the network has '
+            f'{pred.shape[1]} outputs: give one per class.')
     if targ.ndim==2 and targ.shape[1]!=pred.shape[1]:
-        raise UserError(f'The network has {pred.shape[1]} outputs, and the targets have {targ.shape[1]} classes: they must be the same.')
+        raise UserError(f'The network has {pred.shape[1]} outputs, and the targets have '
+            f'{targ.shape[1]} classes: they must be the same.')
 
 # %% ../nbs/40_losses.ipynb #f9017b52
 @patch
@@ -99,12 +104,14 @@ def with_term(self:CrossEntropy, f):
 def _like(loss_func):
     "The `CrossEntropy` that computes what `loss_func` computes, or `UserError`"
     f = loss_func.func if isinstance(loss_func, BaseLoss) else loss_func
-    if isinstance(f, nn.CrossEntropyLoss) and f.ignore_index==-100: return CrossEntropy(f.label_smoothing, f.reduction, f.weight)
+    if isinstance(f, nn.CrossEntropyLoss) and f.ignore_index==-100:
+        return CrossEntropy(f.label_smoothing, f.reduction, f.weight)
     weighted = any(getattr(f, k, None) is not None for k in ('weight', 'pos_weight'))
     if type(f).__name__=='LabelSmoothingCrossEntropy' and not weighted: return CrossEntropy(f.eps, f.reduction)
     if f is F.cross_entropy: return CrossEntropy()
     use = 'CrossEntropy(weight=...), with the same class weights' if weighted else 'CrossEntropy()'
-    raise UserError(f'This trick needs a cross entropy, which takes class probabilities, and the Learner has {short(loss_func)}: use loss_func={use}.')
+    raise UserError('This trick needs a cross entropy, which takes class probabilities, and the Learner has '
+        f'{short(loss_func)}: use loss_func={use}.')
 
 # %% ../nbs/40_losses.ipynb #1c4b8660
 @contextmanager
@@ -134,6 +141,6 @@ class LossTrick(Trick):
 @tricks.register
 class LabelSmoothing(LossTrick):
     "Mix every training target with the uniform one (1512.00567)"
-    order,off_kwargs = 13,dict(eps=0.)
+    order,off_kwargs = step_order.smooth,dict(eps=0.)
     def __init__(self, eps:float=0.1): self.eps = check_range('eps', eps, 0, 1)
     def around_loss(self, loss): return loss.smoothed(self.eps)

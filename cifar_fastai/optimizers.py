@@ -49,7 +49,9 @@ def check_lr(
             if lr.stop is None: raise UserError(f'{name} is {short(lr)}: a slice needs an end, as slice(1e-4, 1e-2).')
             return slice(None if lr.start is None else check(lr.start), check(lr.stop))
         res = [check(o) for o in lr]
-        if n and len(res) not in (1, n): raise UserError(f'{name} has {len(res)} values, and the number of layer groups is {n}: give one value, or one for each.')
+        if n and len(res) not in (1, n):
+            raise UserError(f'{name} has {len(res)} values, and the number of layer groups is '
+                f'{n}: give one value, or one for each.')
         return res
     return check(lr)
 
@@ -171,16 +173,18 @@ def create_opt_func(
     kwargs = _checked_all(**{**defaults, **kwargs})
     try: cls([nn.Parameter(torch.zeros(1))], **kwargs)
     except UserError: raise
-    except (TypeError, ValueError, RuntimeError) as e: raise UserError(f'The optimizer {name} refuses {short(kwargs)}: {e}') from None
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise UserError(f'The optimizer {name} refuses {short(kwargs)}: {e}') from None
     return partial(GroupedOptim, opt=cls, **kwargs)
 
 # %% ../nbs/41_optimizers.ipynb #4cddaedf
-optimizers.update(sgd=(torch.optim.SGD, dict(momentum=0.9)), nesterov=(torch.optim.SGD, dict(momentum=0.9, nesterov=True)))
+optimizers.update(sgd=(torch.optim.SGD, dict(momentum=0.9)),
+    nesterov=(torch.optim.SGD, dict(momentum=0.9, nesterov=True)))
 optimizers.update(adam=(torch.optim.Adam, {}), adamw=(torch.optim.AdamW, {}))
 
 # %% ../nbs/41_optimizers.ipynb #24148bcc
 class ForeachOptimizer(torch.optim.Optimizer):
-    "An optimizer whose `update` works on lists of tensors: those with a gradient, their gradients, and each of `states`"
+    "An optimizer whose `update` works on lists: parameters with a gradient, gradients, and each of `states`"
     states = ()
 
     @torch.no_grad()
@@ -220,7 +224,8 @@ class AdaBound(ForeachOptimizer):
         eps:float=1e-8, # added to the root of the second moment
         weight_decay:float=0., # weight decay
     ):
-        super().__init__(params, _checked_all(lr=lr, betas=betas, final_lr=final_lr, gamma=gamma, eps=eps, weight_decay=weight_decay))
+        super().__init__(params,
+            _checked_all(lr=lr, betas=betas, final_lr=final_lr, gamma=gamma, eps=eps, weight_decay=weight_decay))
 
     def add_param_group(self, g):
         super().add_param_group(g)
@@ -263,7 +268,8 @@ class LARS(ForeachOptimizer):
         weight_decay:float=0., # weight decay of tensors with two dimensions or more
         trust_coefficient:float=1e-3, # eta: how far a layer is trusted to move, relative to its size
     ):
-        super().__init__(params, _checked_all(lr=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient))
+        super().__init__(params,
+            _checked_all(lr=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient))
 
     def _scaled(self, g, ps, grads):
         "Gradients with weight decay, scaled by the trust in their layer"
@@ -301,10 +307,7 @@ class Lion(ForeachOptimizer):
 optimizers.update(adabound=(AdaBound, {}), adaboundw=(AdaBoundW, {}), lars=(LARS, {}), lion=(Lion, {}))
 
 # %% ../nbs/41_optimizers.ipynb #899f0580
-@extend(Learner, 'create_opt')
-def _(old):
-    def create_opt(self):
-        old(self)
-        if not isinstance(self.opt, GroupedOptim): return
-        self.opt.split([p for p,s in self.opt.state.items() if not s.get('do_wd', True)], wd=0.)
-    return create_opt
+@patch
+def created(self:GroupedOptim):
+    "Called when a Learner has made the optimizer: no weight decay for what it marked"
+    self.split([p for p,s in self.state.items() if not s.get('do_wd', True)], wd=0.)

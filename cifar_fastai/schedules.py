@@ -127,7 +127,8 @@ def triangular(
     return lr*t/up if t<up else lr*(n_epoch-t)/max(n_epoch-up, 1e-9)
 
 # %% ../nbs/42_schedules.ipynb #1758201f
-epochwise = dict(multistep=4, cosine=10, warmup_multistep=10, cosine_restarts=10, warmcosine=100, triangular=math.inf) # fewest epochs
+epochwise = dict(multistep=4, cosine=10, warmup_multistep=10, cosine_restarts=10, warmcosine=100,
+    triangular=math.inf) # fewest epochs
 
 def _per(by, policy, n_epoch):
     "1 if a policy moves with every batch, 0 if it moves once per epoch"
@@ -181,7 +182,8 @@ class PolicyScheduler(ParamScheduler):
         lr, # top learning rate, one or one a parameter group
         per:int, # 1 to move with every batch, 0 to move once per epoch
     ): self.curve,self.lr_max,self.per,self.scheds = curve,lr,per,dict(lr=None)
-    def before_batch(self): self.opt.set_hyper('lr', self.curve(self.lr_max, self.epoch + self.per*self.iter/self.n_iter, self.n_epoch))
+    def before_batch(self):
+        self.opt.set_hyper('lr', self.curve(self.lr_max, self.epoch + self.per*self.iter/self.n_iter, self.n_epoch))
 
 # %% ../nbs/42_schedules.ipynb #92e7c0f5
 def _top(sched):
@@ -189,19 +191,21 @@ def _top(sched):
     if isinstance(sched, PolicyScheduler): return sched.lr_max
     return np.max([sched.scheds['lr'](i/1000) for i in range(1001)], 0)
 
-@extend(ParamScheduler, 'before_fit')
-def _(old):
-    def before_fit(self):
-        old(self)
-        takes = 'lr' in self.scheds and not isinstance(self, LRFinder) and 'base_lr' in self.opt.hypers[0]
-        if takes: self.opt.set_hyper('base_lr', _top(self))
-    return before_fit
+@patch
+def scheduled(self:GroupedOptim,
+    sched:ParamScheduler, # that sets the hyperparameters of the fit
+):
+    "Called when a schedule starts"
+    if 'base_lr' not in self.fwd_map or 'lr' not in sched.scheds or isinstance(sched, LRFinder): return
+    self.set_hyper('base_lr', _top(sched))
 
 # %% ../nbs/42_schedules.ipynb #a2f32fde
 def _check_trains(policy, curve, lr, n_epoch, steps):
     "Refuse a fit whose every batch has rate 0, unless that was asked for"
-    if not np.any(lr) or any(np.any(curve(lr, e + i/steps, n_epoch)) for e in range(n_epoch) for i in range(steps)): return
-    raise UserError(f"{policy} over {n_epoch} epoch{'s'[:n_epoch>1]} trains at rate 0 only: use by='batch', or more epochs or batches.")
+    if not np.any(lr) or any(np.any(curve(lr, e + i/steps, n_epoch)) for e in range(n_epoch) for i in range(steps)):
+        return
+    raise UserError(f"{policy} over {n_epoch} epoch{'s'[:n_epoch>1]} trains at rate 0 only: use "
+        "by='batch', or more epochs or batches.")
 
 @patch
 @delegates(Learner.fit, but='lr')
@@ -260,7 +264,8 @@ def fit_warmup_multistep(self:Learner,
     **kwargs
 ):
     "Fit with a linear warmup, then a learning rate that falls by `gamma` at each milestone"
-    self.fit_policy('warmup_multistep', n_epoch, lr, shape=dict(warmup=warmup, start=start, milestones=milestones, gamma=gamma), **kwargs)
+    self.fit_policy('warmup_multistep', n_epoch, lr,
+        shape=dict(warmup=warmup, start=start, milestones=milestones, gamma=gamma), **kwargs)
 
 @patch
 @delegates(Learner.fit_policy, but='shape')
@@ -274,7 +279,8 @@ def fit_warmcosine(self:Learner,
     **kwargs
 ):
     "Fit with a linear warmup, then half a cosine"
-    self.fit_policy('warmcosine', n_epoch, lr, shape=dict(warmup=warmup, start=start, lr_min=lr_min, period=period), **kwargs)
+    self.fit_policy('warmcosine', n_epoch, lr, shape=dict(warmup=warmup, start=start, lr_min=lr_min, period=period),
+        **kwargs)
 
 # %% ../nbs/42_schedules.ipynb #df6d2cc0
 @patch

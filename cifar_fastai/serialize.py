@@ -51,7 +51,9 @@ def check_folder(path)->Path: # `path`
 # %% ../nbs/02_serialize.ipynb #af938ced
 _run_files = re.compile(r'config\.yaml|environment\.json|log\.csv|curves\.png|\.lock|.*\.safetensors', re.IGNORECASE)
 
-def _is_run(folder): return sum((folder/o).exists() for o in ('config.yaml', 'environment.json', 'log.csv', 'best.safetensors', 'last.safetensors', '.lock'))>1
+def _is_run(folder):
+    return sum((folder/o).exists() for o in ('config.yaml', 'environment.json', 'log.csv', 'best.safetensors',
+        'last.safetensors', '.lock'))>1
 
 def check_output(
     path, # file to write
@@ -205,5 +207,6 @@ def load_weights(path)->dict: # name -> tensor
             if 'cifar_fastai' not in (f.metadata() or {}): return {k:f.get_tensor(k) for k in f.keys()}
     except (OSError, SafetensorError): raise UserError(f'{path} is not a file of weights, or it is damaged.') from None
     sd = load_tree(path, ['model']).get('model')
-    if not isinstance(sd, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in sd.items()): raise UserError(f'{path} holds no weights of a network.')
+    if not isinstance(sd, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in sd.items()):
+        raise UserError(f'{path} holds no weights of a network.')
     return sd

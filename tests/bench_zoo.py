@@ -47,9 +47,12 @@ def deviations(name):
 
 # what: file, function of a name, names, data, settings
 measures = dict(
-    steps=('zoo', step, [o for o in references if not any(fnmatch(o, h) for h in hand)], 'random images', dict(batch=4, timed='forward and backward', clock='CPU time')),
-    deviations=('deviations', deviations, list(references), 'two random images', dict(logits='eval mode, float32', gradient='of the input, train mode, float64')),
-    learns=('learns', learns, [o for o in list_models() if o not in aliases], '256 handwritten digits', dict(protocol=protocol)))
+    steps=('zoo', step, [o for o in references if not any(fnmatch(o, h) for h in hand)], 'random images',
+        dict(batch=4, timed='forward and backward', clock='CPU time')),
+    deviations=('deviations', deviations, list(references), 'two random images',
+        dict(logits='eval mode, float32', gradient='of the input, train mode, float64')),
+    learns=('learns', learns, [o for o in list_models() if o not in aliases], '256 handwritten digits',
+        dict(protocol=protocol)))
 
 @call_parse
 def main(

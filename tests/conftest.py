@@ -2,7 +2,8 @@
 import os, signal
 from contextlib import contextmanager
 import pytest
-os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='agg') # read when torch and matplotlib are imported; what the tests start has them too
+os.environ.update(OMP_NUM_THREADS='1',
+    MPLBACKEND='agg') # read when torch and matplotlib are imported; what the tests start has them too
 
 class TooLong(BaseException): pass # what is no `Exception` cannot be taken for damaged data
 

@@ -31,7 +31,8 @@ def python_batches(change='', value=None):
     import numpy as np
     value = eval(value, dict(np=np)) if value is not None else None
     d = {f'data_batch_{i}':dict(data=np.zeros((2, 3072), np.uint8), labels=[0, 1]) for i in range(1, 6)}
-    d |= {'test_batch':dict(data=np.zeros((2, 3072), np.uint8), labels=[0, 1]), 'batches.meta':dict(label_names=list('abcdefghij'))}
+    d |= {'test_batch':dict(data=np.zeros((2, 3072), np.uint8), labels=[0, 1]),
+        'batches.meta':dict(label_names=list('abcdefghij'))}
     if change in ('data', 'labels'): d['data_batch_1'][change] = value
     if change=='names': d['batches.meta']['label_names'] = value
     if change=='meta': d['batches.meta'] = value
@@ -41,7 +42,8 @@ def python_batches(change='', value=None):
 def binary_batches(names='\n'.join('abcdefghij'), tail=b'', label=0):
     d = {f'data_batch_{i}.bin':bytes(3073) for i in range(1, 6)} | {'test_batch.bin':bytes(3073)}
     d['data_batch_2.bin'] = bytes([label])+bytes(3072)+tail
-    return {f'cifar-10-batches-bin/{k}':v for k,v in d.items()} | {'cifar-10-batches-bin/batches.meta.txt':names.encode('utf-8', 'surrogatepass')}
+    return {f'cifar-10-batches-bin/{k}':v
+        for k,v in d.items()} | {'cifar-10-batches-bin/batches.meta.txt':names.encode('utf-8', 'surrogatepass')}
 
 makers = dict(images=images, python=python_batches, binary=binary_batches)
 
@@ -89,7 +91,8 @@ def damage_header(b, i, value, deep):
     n, = struct.unpack('<Q', b[:8])
     head = json.loads(b[8:8+n])
     tree = head.get('__metadata__', {}).get('cifar_fastai')
-    if deep and tree: head['__metadata__']['cifar_fastai'] = dumps(with_leaf(json.loads(tree), i, value)).decode('utf-8', 'replace')
+    if deep and tree:
+        head['__metadata__']['cifar_fastai'] = dumps(with_leaf(json.loads(tree), i, value)).decode('utf-8', 'replace')
     else: head = with_leaf(head, i, value)
     h = dumps(head)
     h += b' '*(-len(h)%8)
@@ -143,7 +146,8 @@ def build(files, templates):
                 elif p.is_dir(): shutil.rmtree(p)
                 special(p, *args)
             elif kind=='chmod': p.chmod(args[0])
-            elif p.is_file() or not os.path.lexists(p): p.write_bytes(damaged(p.read_bytes() if p.is_file() else b'', kind, *args))
+            elif p.is_file() or not os.path.lexists(p):
+                p.write_bytes(damaged(p.read_bytes() if p.is_file() else b'', kind, *args))
 
 def tree_of(folder):
     'Every path below `folder` with what changes when it is written to'
@@ -153,7 +157,8 @@ def tree_of(folder):
             for o in d:
                 s = o.stat(follow_symlinks=False)
                 if o.is_dir(follow_symlinks=False): todo.append(o.path)
-                res[os.path.relpath(o.path, folder)] = (s.st_mode, s.st_ino) + ((s.st_size, s.st_mtime_ns) if not o.is_dir(follow_symlinks=False) else ())
+                res[os.path.relpath(o.path, folder)] = (s.st_mode,
+                    s.st_ino) + ((s.st_size, s.st_mtime_ns) if not o.is_dir(follow_symlinks=False) else ())
     return res
 
 # -- processes
@@ -161,13 +166,15 @@ def tree_of(folder):
 def in_child(case, box, templates, pipe):
     'What happens in the process of an input'
     os.setsid()
-    for k,n in dict(RLIMIT_FSIZE=1<<28, RLIMIT_CORE=0, RLIMIT_NOFILE=256, RLIMIT_CPU=2*limit).items(): resource.setrlimit(getattr(resource, k), (n, n))
+    for k,n in dict(RLIMIT_FSIZE=1<<28, RLIMIT_CORE=0, RLIMIT_NOFILE=256, RLIMIT_CPU=2*limit).items():
+        resource.setrlimit(getattr(resource, k), (n, n))
     if os.getuid()==0:
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
     os.umask(0o022)
-    os.environ.update(HOME=str(box/'home'), TMPDIR=str(box/'home'), CIFAR_FASTAI_CACHE=str(box/'home'/'cache'), FASTAI_HOME=str(box/'home'/'fastai'), USER='fuzz',
+    os.environ.update(HOME=str(box/'home'), TMPDIR=str(box/'home'), CIFAR_FASTAI_CACHE=str(box/'home'/'cache'),
+        FASTAI_HOME=str(box/'home'/'fastai'), USER='fuzz',
         HF_HUB_OFFLINE='1', HF_HOME=str(box/'home'/'hf'))
     tempfile.tempdir = None
     os.chdir(box/'a'/'b')
@@ -175,7 +182,8 @@ def in_child(case, box, templates, pipe):
     build(case.get('files', []), templates)
     with os.fdopen(pipe, 'wb') as f: pickle.dump(tree_of(box), f)
     err = os.open(box/'home'/'err', os.O_WRONLY|os.O_CREAT|os.O_TRUNC)
-    out = os.open('/dev/full', os.O_WRONLY) if case.get('stdout')=='full' else os.open(box/'home'/'out', os.O_WRONLY|os.O_CREAT|os.O_TRUNC)
+    out = os.open('/dev/full', os.O_WRONLY) if case.get('stdout')=='full' else os.open(box/'home'/'out',
+        os.O_WRONLY|os.O_CREAT|os.O_TRUNC)
     if case.get('stdout')=='closed':
         r,out = os.pipe()
         os.close(r)
@@ -186,10 +194,13 @@ def in_child(case, box, templates, pipe):
 def run_case(case):
     'Run a command, or Python code'
     from cifar_fastai import all,cli
+    from cifar_fastai.runs import checkpoint,config,export,folder,published,train
+    from cifar_fastai.studies import experiments,report
+    names = {k:v for m in (config, published, checkpoint, folder, train, export, experiments, report, all) for k,v in vars(m).items()}
     if 'patch' in case: exec(case['patch'], dict(vars(sys.modules['fuzz_server'])))
     if 'cmd' in case: return getattr(cli, case['cmd'])(argv=case['argv'])
     warnings.simplefilter('ignore')
-    try: exec(case['code'], vars(all) | vars(sys.modules['fuzz_server']))
+    try: exec(case['code'], names | vars(sys.modules['fuzz_server']))
     except all.UserError as e: sys.exit(sys.stderr.write(f'python: {e}\n') and 2)
 
 def child(*args):
@@ -219,7 +230,8 @@ def watch(pid, case):
         done,status,_ = os.wait4(pid, os.WNOHANG)
         if done: return os.waitstatus_to_exitcode(status),told
         took,wait = time.monotonic()-start,min(wait*1.5, 0.1)
-        why = 'time' if took>case.get('limit', limit) else 'memory' if memory(pid)>base+case.get('memory', 3<<30) else ''
+        why = 'time' if took>case.get('limit', limit) else 'memory' if memory(pid)>base+case.get('memory',
+            3<<30) else ''
         if why:
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -249,7 +261,8 @@ def outside():
     if os.getuid(): return []
     res = []
     for d in {tempfile.gettempdir(), '/tmp', '/var/tmp', '/dev/shm'}:
-        with suppress(OSError), os.scandir(d) as it: res += [o.path for o in it if o.stat(follow_symlinks=False).st_uid==uid]
+        with suppress(OSError), os.scandir(d) as it:
+            res += [o.path for o in it if o.stat(follow_symlinks=False).st_uid==uid]
     return res
 
 class Boxes:
@@ -273,9 +286,11 @@ class Boxes:
         pid,before = fork(case, box, self.templates)
         code,told = watch(pid, case)
         after = tree_of(box)
-        there = {str(o) for d in (self.area, self.root) for o in d.iterdir() if o not in (box, self.area, self.templates)} | set(outside())
+        there = {str(o) for d in (self.area, self.root) for o in d.iterdir()
+            if o not in (box, self.area, self.templates)} | set(outside())
         written = [k for k in before.keys()|after.keys() if before.get(k)!=after.get(k) and not k.startswith('home')]
-        res = dict(code=code, told=told, out=text(box/'home'/'out'), err=text(box/'home'/'err'), seconds=time.monotonic()-start, written=sorted(written),
+        res = dict(code=code, told=told, out=text(box/'home'/'out'), err=text(box/'home'/'err'),
+            seconds=time.monotonic()-start, written=sorted(written),
             outside=sorted(there-self.strays))
         self.strays |= there
         if keep: shutil.copytree(box/'a'/'b', keep)
@@ -307,7 +322,8 @@ def prepare(root):
     train = 'import cifar_fastai.cli\ncifar_fastai.cli.cifar_train(argv=%r)\n'
     half = 'from cifar_fastai.serialize import load_tree, save_tree\np = "exps/a/666/last.safetensors"\nsave_tree(p, load_tree(p) | dict(epoch=1))\n'
     a = flags+['--name', 'a']
-    for name,code in dict(finished=train%(a,), interrupted=train%(a,)+half, row=train%(a+['--row', '3.1/wideresnet'],)).items():
+    for name,code in dict(finished=train%(a,), interrupted=train%(a,)+half,
+        row=train%(a+['--row', '3.1/wideresnet'],)).items():
         res = boxes.run(dict(code=code), boxes.templates/f'{name}0')
         assert res['code']==0, res
         (boxes.templates/f'{name}0'/'exps'/'a'/'666').rename(boxes.templates/name)
@@ -330,12 +346,14 @@ def verdict(case, res):
     if res['told'] in ('time', 'memory'): return 'ended',f"took too much {res['told']}"
     if res['outside']: return 'outside',f"files outside of its folder: {res['outside']}"
     outputs = [os.path.normpath(os.path.join('a', 'b', o)) for o in case.get('outputs', [])]
-    if bad := [o for o in res['written'] if not any(within(o, p) or within(p, o) for p in outputs)]: return 'outside',f'wrote {bad}, its outputs are {outputs}'
+    if bad := [o for o in res['written'] if not any(within(o, p) or within(p, o) for p in outputs)]:
+        return 'outside',f'wrote {bad}, its outputs are {outputs}'
     if 'Traceback' in err: return 'traceback','ended in a traceback'
     if code==0: return 'success',''
     if code in (143, -15) and res['told']=='soft': return 'interrupted',''
     if code==141 and case.get('stdout')=='closed': return 'closed pipe',''
-    if code==1 and name=='cifar-reproduce' and lines and all(o.startswith('failed: ') for o in lines): return 'failed rows',''
+    if code==1 and name=='cifar-reproduce' and lines and all(o.startswith('failed: ') for o in lines):
+        return 'failed rows',''
     if code!=2: return 'other',f'ended with exit code {code}'
     if len(lines)!=1 or not lines[0].startswith(f'{name}: '): return 'other',f'is not one sentence: {len(lines)} lines'
     if not lines[0].isprintable() or not 15<len(lines[0])<1000: return 'other','is not a printable sentence'
@@ -344,7 +362,8 @@ def verdict(case, res):
 class Server:
     'Runs inputs in a server of its own'
     def __init__(self, root):
-        self.p = subprocess.Popen([sys.executable, __file__, 'serve', str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.p = subprocess.Popen([sys.executable, __file__, 'serve', str(root)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True)
         self.answer()
 
     def answer(self):
@@ -371,7 +390,8 @@ def replay(case):
     with tempfile.TemporaryDirectory() as d:
         os.chmod(d, 0o755)
         res = prepare(d).run(case)
-    print(res['out'], res['err'], *(f'{k}: {v}' for k,v in res.items() if k not in ('out', 'err')), verdict(case, res), sep='\n')
+    print(res['out'], res['err'], *(f'{k}: {v}' for k,v in res.items() if k not in ('out', 'err')),
+        verdict(case, res), sep='\n')
 
 if __name__=='__main__':
     if sys.argv[1]=='serve': serve(sys.argv[2])

@@ -1,12 +1,23 @@
 """Training loops written out by hand, which the tricks are compared with.
 
 A `Hand` is one trick's share of such a loop, in plain PyTorch and without the library's functions. `hand_fit` is the loop: it
-shows where in a step each share belongs. Random numbers are drawn from streams seeded as a fit seeds them, in the stated order."""
-import math,random
+shows where in a step each share belongs. Random numbers are keyed by fit, trick, epoch and batch, as documented, and drawn in the stated order."""
+import hashlib, math, random
 from contextlib import nullcontext
 import numpy as np,torch,torch.nn.functional as F
 import torchvision.transforms.v2 as tv
-from cifar_fastai.rng import RandomStream
+
+def hashed_key(*parts): return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), 'big')//2
+
+class Draws:
+    'The random numbers of one trick in one batch'
+    def __init__(self, seed, key):
+        self.seed,self.key,self.gens = seed,key,{}
+        self.py = random.Random(hashed_key(seed, key))
+    def gen(self, device):
+        if str(device) not in self.gens:
+            self.gens[str(device)] = torch.Generator(device).manual_seed(hashed_key(self.seed, self.key, 0))
+        return self.gens[str(device)]
 
 class Hand:
     'What a trick does in a loop written by hand; the default does nothing'
@@ -39,14 +50,16 @@ def sharpened(a, m):
 def greys(a): return np.floor(a[...,:1]*0.2989 + a[...,1:2]*0.587 + a[...,2:]*0.114)
 
 # blends, pixel by pixel: torchvision's round another way in the last place, and bytes are cut off, not rounded
-blends = dict(Color=lambda a,m: a*(1+m) - greys(a)*m, Contrast=lambda a,m: a*(1+m) - greys(a).mean()*m, Sharpness=sharpened)
+blends = dict(Color=lambda a,m: a*(1+m) - greys(a)*m, Contrast=lambda a,m: a*(1+m) - greys(a).mean()*m,
+    Sharpness=sharpened)
 
 def operate(name, img, m):
     "One operation on one image of bytes: torchvision's"
     if name in blends:
         a = blends[name](img.permute(1,2,0).numpy().astype(np.float32), np.float32(m))
         return torch.from_numpy(a.clip(0, 255).astype(np.uint8)).permute(2,0,1)
-    return tv.AutoAugment()._apply_image_or_video_transform(img, name, m, interpolation=tv.InterpolationMode.NEAREST, fill={torch.Tensor:None})
+    return tv.AutoAugment()._apply_image_or_video_transform(img, name, m, interpolation=tv.InterpolationMode.NEAREST,
+        fill={torch.Tensor:None})
 
 def policy(t, x, rng, draw, space):
     "An image policy, image by image: `draw(rng, b)` gives names and magnitudes"
@@ -75,7 +88,9 @@ class AutoAugment(Hand):
             return np.array(ops),np.array([[at(t._AUGMENTATION_SPACE, k, 10, m or 0) for k,_,m in row] for row in rows])
         return policy(self.t, x, rng, draw, t._AUGMENTATION_SPACE),probs
 
-def choices(space): return [k for k in 'Identity ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness Posterize Solarize AutoContrast Equalize'.split() if k in space]
+def choices(space):
+    return [k for k in 'Identity ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness '
+        'Posterize Solarize AutoContrast Equalize'.split() if k in space]
 
 class RandAugment(Hand):
     place = 0.1
@@ -111,7 +126,8 @@ def boxes(t, x, rng):
         box = None
         for size,aspect in u[:2,:,k].T:
             size,(lo,hi) = (t.area[0] + (t.area[1]-t.area[0])*size)*h*w,t.aspect
-            aspect = torch.exp(math.log(lo) + math.log(hi/lo)*aspect) if getattr(t, 'log_aspect', True) else lo + (hi-lo)*aspect
+            aspect = torch.exp(math.log(lo) + math.log(hi/lo)*aspect) if getattr(t, 'log_aspect',
+                True) else lo + (hi-lo)*aspect
             bh,bw = int(torch.round((size*aspect)**0.5)),int(torch.round((size/aspect)**0.5))
             if bh<=h and bw<=w:
                 box = int(u[2,0,k]*(h-bh+1)),int(u[3,0,k]*(w-bw+1)),bh,bw
@@ -123,7 +139,9 @@ class RandomResizedCrop(Hand):
     def batch(self, x, probs, rng):
         bs = list(boxes(self.t, x, rng))
         on = torch.rand(len(x), generator=rng.gen('cpu'))<self.t.p
-        def cut(o, b): return o if b is None else F.interpolate(o[None,:,b[0]:b[0]+b[2],b[1]:b[1]+b[3]], (32,32), mode='bilinear')[0]
+        def cut(o, b):
+            return o if b is None else F.interpolate(o[None,:,b[0]:b[0]+b[2],b[1]:b[1]+b[3]], (32,32),
+                mode='bilinear')[0]
         return torch.stack([cut(o, b) if i else o for o,b,i in zip(x, bs, on)]),probs
 
 def hashed(img, key):
@@ -165,7 +183,7 @@ class CutMix(Hand):
     place = 3
     def batch(self, x, probs, rng):
         if rng.py.random()>=self.t.p: return x,probs
-        lam,i,j = rng.py.betavariate(self.t.beta, self.t.beta),rng.py.randrange(32),rng.py.randrange(32)
+        i,j,lam = rng.py.randrange(32),rng.py.randrange(32),rng.py.betavariate(self.t.beta, self.t.beta)
         perm,half = torch.randperm(len(x), generator=rng.gen(x.device)),int(32*(1-lam)**0.5)//2
         mask = torch.zeros(32, 32, dtype=x.dtype)
         mask[max(i-half,0):i+half,max(j-half,0):j+half] = 1
@@ -183,9 +201,9 @@ class RICAP(Hand):
         return torch.cat([top, bottom], 2),sum(probs[perm]*(p*q/1024) for perm,(p,q) in zip(perms, sizes))
 
 def turn(t, i, x, probs, rng):
-    "Mixer `i` of several, from a stream seeded for this batch"
-    m = t.mixers[i]
-    return hands[type(m).__name__](m).batch(x, probs, RandomStream(f'{rng.py.getrandbits(64)} {i}'))
+    "Mixer `i` of several, with numbers of its own"
+    m,kinds = t.mixers[i],[type(o).__name__ for o in t.mixers]
+    return hands[kinds[i]](m).batch(x, probs, Draws(f'{rng.seed}/{kinds[i]}/{kinds[:i].count(kinds[i])}', rng.key))
 
 class OneOf(Hand):
     place = 3
@@ -230,7 +248,8 @@ class EMA(Hand):
     def after_step(self, model):
         d = min(self.t.decay, (1+self.n)/(10+self.n))
         self.n += 1
-        for k,v in model.state_dict().items(): self.avg[k] = d*self.avg[k] + (1-d)*v if v.is_floating_point() else v.clone()
+        for k,v in model.state_dict().items():
+            self.avg[k] = d*self.avg[k] + (1-d)*v if v.is_floating_point() else v.clone()
     def end(self, model): model.load_state_dict(self.avg)
 
 class SWA(Hand):
@@ -264,7 +283,8 @@ class ShakeDrop(Hand):
     "Branches are multiplied by factors drawn once a batch, over their expectation"
     def start(self, model):
         self.on,blocks = False,[m for m in model.modules() if hasattr(m, 'branch')]
-        self.hooks = [m.branch.register_forward_hook(lambda m, x, y, k=k, p=self.t.p*(k+1)/len(blocks): self.shake(y, k, p)) for k,m in enumerate(blocks)]
+        self.hooks = [m.branch.register_forward_hook(lambda m, x, y, k=k,
+            p=self.t.p*(k+1)/len(blocks): self.shake(y, k, p)) for k,m in enumerate(blocks)]
     def before_forward(self, model, rng): self.on,self.rng,self.drawn = True,rng,{}
     def factors(self, y, p):
         def draw(): return torch.empty(len(y), *[1]*(y.ndim-1), dtype=y.dtype)
@@ -282,7 +302,10 @@ class ShakeDrop(Hand):
     def end(self, model): [h.remove() for h in self.hooks]
 
 class StochasticDepth(ShakeDrop, Hand):
-    def factors(self, y, p): return (torch.empty(len(y), *[1]*(y.ndim-1), dtype=y.dtype).bernoulli_(1-p, generator=self.rng.gen('cpu'))/(1-p),)*2
+    def factors(self, y, p):
+        return (torch.empty(len(y), *[1]*(y.ndim-1), dtype=y.dtype).bernoulli_(1-p,
+            generator=self.rng.gen('cpu'))/(1-p),
+        )*2
 
 class GradientClip(Hand):
     def clip(self, grads):
@@ -313,14 +336,17 @@ def gradients(model, x, probs, hs, autocast):
 def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast=nullcontext):
     'SGD with momentum and weight decay over `batches`, with the shares of `tricks` where they belong'
     hs = [hands[type(t).__name__](t) for t in tricks]
-    seed = random.getrandbits(64)
-    rngs = {h:RandomStream(f'{seed} {h.t!r}') for h in hs}
+    seed,names = hashed_key(random.getstate(), 1),{}
+    for h in sorted(hs, key=lambda h: repr(h.t)):
+        kind = type(h.t).__name__
+        names[h] = f'{seed}/{kind}/{sum(n.split("/")[1]==kind for n in names.values())}'
     velocity = {}
     for h in hs:
         h.epochs = epochs
         h.start(model)
     model.train()
     for i,(x,y) in enumerate(batches*epochs, 1):
+        rngs = {h:Draws(names[h], divmod(i-1, len(batches))) for h in hs}
         probs = F.one_hot(y, n_out).to(x.dtype)
         for h in sorted(hs, key=lambda h: h.place): x,probs = h.batch(x, probs, rngs[h])
         sharp = [h for h in hs if type(h).perturb is not Hand.perturb]

@@ -6,7 +6,7 @@ import pytest,torch
 from torch import nn
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
-from cifar_fastai.all import tricks # every trick is registered
+from cifar_fastai.trick import tricks
 from cifar_fastai.zoo.registry import create_model, list_models, model_summary
 from cifar_fastai.bench import epoch_cost, time_interleaved
 from cifar_fastai.core import UserError,check_bool,short
@@ -19,10 +19,13 @@ from test_contract import batches,listed,make,net,sgd,silent
 # tricks whose arguments are not checked yet
 OTHERS = set()
 
-values = {'nan':math.nan, 'inf':math.inf, '-inf':-math.inf, '1e308':1e308, '10**30':10**30, '10**6':10**6, '100000':100000,
-    '-1':-1, '0':0, '1':1, '0.5':0.5, 'True':True, 'x':'x', 'empty':'', 'no':'no', 'true':'True', 'bytes':b'1', 'None':None,
+values = {'nan':math.nan, 'inf':math.inf, '-inf':-math.inf, '1e308':1e308, '10**30':10**30, '10**6':10**6,
+    '100000':100000,
+    '-1':-1, '0':0, '1':1, '0.5':0.5, 'True':True, 'x':'x', 'empty':'', 'no':'no', 'true':'True', 'bytes':b'1',
+    'None':None,
     'list':[], 'dict':{}, 'array':np.ones(2), 'tensor':torch.ones(2), 'one':np.ones(1), 'object':object(), 'complex':1j,
-    'long':'x'*100_000, 'digits':10**5000, 'pair':(1, 2), 'falling':(2, 1), 'nans':(math.nan, math.nan), 'infs':(0.5, math.inf),
+    'long':'x'*100_000, 'digits':10**5000, 'pair':(1, 2), 'falling':(2, 1), 'nans':(math.nan, math.nan),
+    'infs':(0.5, math.inf),
     'huge':(1e308, 1e308), 'wide':(10**30, 10**31), 'strings':('a', 'b'), 'arrays':(np.ones(2), 1), 'three':(0, 1, 2)}
 
 class TooLong(BaseException): 'Not an `Exception`, so that nothing on the way takes it for an error of its own'
@@ -77,7 +80,8 @@ def wrapped(v, f):
     'A number, or each number of a tuple, through `f`'
     return tuple(map(f, v)) if isinstance(v, tuple) else f(v)
 
-def numeric(v): return all(map(numeric, v)) if isinstance(v, tuple) else isinstance(v, (int, float)) and not isinstance(v, bool)
+def numeric(v):
+    return all(map(numeric, v)) if isinstance(v, tuple) else isinstance(v, (int, float)) and not isinstance(v, bool)
 
 @pytest.mark.parametrize('name,param', cases(numeric))
 def test_scalars(name, param):
@@ -99,28 +103,41 @@ def test_booleans(name, param):
     for v in (True, np.True_, torch.tensor(True)): assert vars(make(name, **{param:v}))[param] is True
 
 def test_check_bool():
-    assert check_bool('b', False) is False and check_bool('b', np.False_) is False and check_bool('b', np.array(True)) is True
+    assert check_bool('b', False) is False and check_bool('b', np.False_) is False and check_bool('b',
+        np.array(True)) is True
     for v in values.values():
         if not isinstance(v, bool): assert one_sentence(pytest.raises(UserError, check_bool, 'b', v).value)
 
 # name -> function of one value; what it gives, if it gives anything, is used once
 x = torch.ones(2, 4, 8, 8)
 def fits(m): return m(x).isfinite().all()
-builders = dict(name=lambda v: create_model(v), n_out=lambda v: create_model('resnet20', n_out=v), in_chans=lambda v: create_model('resnet20', in_chans=v),
-    depths=lambda v: create_model('resnet20', depths=v), stem=lambda v: create_model('resnet20', stem=v), widths=lambda v: create_model('resnet20', widths=v),
+builders = dict(name=lambda v: create_model(v), n_out=lambda v: create_model('resnet20', n_out=v),
+    in_chans=lambda v: create_model('resnet20', in_chans=v),
+    depths=lambda v: create_model('resnet20', depths=v), stem=lambda v: create_model('resnet20', stem=v),
+    widths=lambda v: create_model('resnet20', widths=v),
     unheard=lambda v: create_model('resnet20', unheard=v), timm_name=lambda v: create_model(f'timm:{short(v)}'),
-    timm_n_out=lambda v: create_model('timm:resnet18', n_out=v), pattern=lambda v: list_models(v), family=lambda v: list_models(family=v),
-    summary=lambda v: model_summary(v), size=lambda v: model_summary('lenet', v), side=lambda v: model_summary('resnet20', (3,v,v)),
-    init=lambda v: init_weights(nn.Linear(2, 2), v), drop=lambda v: fits(pool_head(4, 2, v)), head=lambda v: fits(pool_head(4, v)),
-    conv=lambda v: fits(ConvBNAct(4, v)), ks=lambda v: fits(ConvBNAct(4, 4, v)), groups=lambda v: fits(ConvBNAct(4, 4, groups=v)),
-    shortcut=lambda v: proj_shortcut(4, v), hidden=lambda v: fits(SEModule(4, v)), heads=lambda v: Attention(8, v), dim=lambda v: Attention(v, 2),
-    head_dim=lambda v: Attention(8, 2, v), map=lambda v: RelativeAttention(8, v), rows=lambda v: relative_index(v, 2), mlp=lambda v: MLP(4, v),
-    std=lambda v: trunc_init_(nn.Linear(2, 2), v), mode=lambda v: kaiming_init_(nn.Conv2d(2, 2, 1), v), depth=lambda v: fits(StochasticDepthLayer(v)),
-    shake=lambda v: fits(ShakeDropLayer(v)), alpha=lambda v: fits(ShakeDropLayer(0.5, v)), beta=lambda v: fits(ShakeDropLayer(0.5, beta=v)),
+    timm_n_out=lambda v: create_model('timm:resnet18', n_out=v), pattern=lambda v: list_models(v),
+    family=lambda v: list_models(family=v),
+    summary=lambda v: model_summary(v), size=lambda v: model_summary('lenet', v),
+    side=lambda v: model_summary('resnet20', (3,v,v)),
+    init=lambda v: init_weights(nn.Linear(2, 2), v), drop=lambda v: fits(pool_head(4, 2, v)),
+    head=lambda v: fits(pool_head(4, v)),
+    conv=lambda v: fits(ConvBNAct(4, v)), ks=lambda v: fits(ConvBNAct(4, 4, v)),
+    groups=lambda v: fits(ConvBNAct(4, 4, groups=v)),
+    shortcut=lambda v: proj_shortcut(4, v), hidden=lambda v: fits(SEModule(4, v)), heads=lambda v: Attention(8, v),
+    dim=lambda v: Attention(v, 2),
+    head_dim=lambda v: Attention(8, 2, v), map=lambda v: RelativeAttention(8, v), rows=lambda v: relative_index(v, 2),
+    mlp=lambda v: MLP(4, v),
+    std=lambda v: trunc_init_(nn.Linear(2, 2), v), mode=lambda v: kaiming_init_(nn.Conv2d(2, 2, 1), v),
+    depth=lambda v: fits(StochasticDepthLayer(v)),
+    shake=lambda v: fits(ShakeDropLayer(v)), alpha=lambda v: fits(ShakeDropLayer(0.5, v)),
+    beta=lambda v: fits(ShakeDropLayer(0.5, beta=v)),
     function=lambda v: shake_drop(x, 0.5, v), decay=lambda v: linear_decay(v, 3), blocks=lambda v: linear_decay(0.5, v),
-    rounds=lambda v: time_interleaved(dict(a=lambda: None), 'a', v), base=lambda v: time_interleaved(dict(a=lambda: None), v, 1),
+    rounds=lambda v: time_interleaved(dict(a=lambda: None), 'a', v),
+    base=lambda v: time_interleaved(dict(a=lambda: None), v, 1),
     arch=lambda v: epoch_cost(v, n=0),
-    epoch_rounds=lambda v: epoch_cost('lenet', 3, n=v) if not (isinstance(v, int) and v==1) else None, path=lambda v: KD('lenet', path=v))
+    epoch_rounds=lambda v: epoch_cost('lenet', 3, n=v) if not (isinstance(v, int) and v==1) else None,
+    path=lambda v: KD('lenet', path=v))
 
 @pytest.mark.parametrize('name', builders)
 def test_builders(name):

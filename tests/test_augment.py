@@ -35,7 +35,8 @@ def shear(x, m, axis):
 
 # name -> torchvision's operation on one image
 reference = dict(Identity=lambda x,m: x, ShearX=lambda x,m: shear(x, m, 0), ShearY=lambda x,m: shear(x, m, 1),
-    TranslateX=lambda x,m: T.affine(x, 0., [int(m), 0], 1., [0., 0.]), TranslateY=lambda x,m: T.affine(x, 0., [0, int(m)], 1., [0., 0.]),
+    TranslateX=lambda x,m: T.affine(x, 0., [int(m), 0], 1., [0., 0.]), TranslateY=lambda x,
+    m: T.affine(x, 0., [0, int(m)], 1., [0., 0.]),
     Rotate=T.rotate, Brightness=lambda x,m: T.adjust_brightness(x, 1+m), Color=lambda x,m: T.adjust_saturation(x, 1+m),
     Contrast=lambda x,m: T.adjust_contrast(x, 1+m), Sharpness=lambda x,m: T.adjust_sharpness(x, 1+m),
     Posterize=lambda x,m: T.posterize(x, int(m)), Solarize=T.solarize, AutoContrast=lambda x,m: T.autocontrast(x),
@@ -54,7 +55,8 @@ def test_operation(name):
     'Equal to torchvision on the same image and magnitude, to one grey level, and nearly always exactly'
     x = images()
     for m in levels(name)[::2 if len(levels(name))>60 else 1]:
-        got,want = apply_operations(x, [name]*len(x), [m]*len(x)).int(),torch.stack([reference[name](o, m) for o in x]).int()
+        got = apply_operations(x, [name]*len(x), [m]*len(x)).int()
+        want = torch.stack([reference[name](o, m) for o in x]).int()
         assert (got-want).abs().max()<=1, m
         assert (got!=want).float().mean()<0.1, m
 
@@ -100,7 +102,8 @@ def test_policies(name):
     want = tv.AutoAugment()._get_policies(tv.AutoAugmentPolicy(name))
     assert bare(autoaugment_policies[name], False)==bare(want, True)
 
-@pytest.mark.parametrize('wide,n,space', [(False, 10, tv.AutoAugment), (False, 31, tv.RandAugment), (True, 31, tv.TrivialAugmentWide)])
+@pytest.mark.parametrize('wide,n,space',
+    [(False, 10, tv.AutoAugment), (False, 31, tv.RandAugment), (True, 31, tv.TrivialAugmentWide)])
 def test_magnitudes(wide, n, space):
     for k,(scale,_) in space._AUGMENTATION_SPACE.items():
         for h,w in ((32,32), (48,20)):
@@ -141,7 +144,8 @@ def test_draws_of_randaugment():
     ops,ms = drawn(RandAugment(3, 12))
     assert ops.shape==(3,20000)
     for o in ops: fits([*Counter(o).values()], [1/14]*14)
-    assert stats.chi2_contingency(np.array([[((ops[0]==a)&(ops[1]==b)).sum() for a in set(ops[0])] for b in set(ops[1])])).pvalue > 1e-4
+    assert stats.chi2_contingency(np.array([[((ops[0]==a)&(ops[1]==b)).sum() for a in set(ops[0])]
+        for b in set(ops[1])])).pvalue > 1e-4
     for k in set(ops[0]): assert np.allclose(np.abs(ms[ops==k]), magnitudes(31)[k][12])
 
 def test_draws_of_trivialaugment():
@@ -193,7 +197,8 @@ def test_flip():
 def test_alternating_flip():
     'Each image is seen both ways in two epochs, in any order of the images, after a shuffle and in a crop of the loader'
     digits = cifar_dls('digits', bs=50, pad=0)
-    learn = Learner(digits, nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), nn.CrossEntropyLoss(), cbs=Flip(alternate=True))
+    learn = Learner(digits, nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), nn.CrossEntropyLoss(),
+        cbs=Flip(alternate=True))
     seen = []
     learn.add_cb(Callback(before_batch=lambda self: seen.append((self.epoch, self.xb[0])) if self.training else None))
     fit(learn, 4)
@@ -246,7 +251,8 @@ def test_erase():
     x = torch.rand(30, 3, 20, 28, generator=torch.Generator().manual_seed(0))+1
     boxes = draw_boxes(30, 20, 28, (0.02,0.4), (0.3,3.3), generator=torch.Generator().manual_seed(0))
     got = erase(x, *boxes)
-    for o,g,box in zip(x, got, zip(*(b.int().tolist() for b in boxes))): assert torch.equal(g, T.erase(o, *box, torch.zeros(1)))
+    for o,g,box in zip(x, got, zip(*(b.int().tolist() for b in boxes))):
+        assert torch.equal(g, T.erase(o, *box, torch.zeros(1)))
 
 def test_draws_of_erasing():
     "A part p of the images; boxes as large, as tall and where timm's and torchvision's are"
@@ -300,7 +306,8 @@ class Look(Callback):
     'Keeps the first training batch and the pipeline that it came through'
     order = 12
     def before_batch(self):
-        if self.training and not self.iter: self.batch,self.pipe = self.xb[0],[type(t).__name__ for t in self.dl.after_batch.fs]
+        if self.training and not self.iter:
+            self.batch,self.pipe = self.xb[0],[type(t).__name__ for t in self.dl.after_batch.fs]
 
 def test_before_normalisation():
     'On the bytes, before crop, flip and normalisation; gone afterwards, also when the fit breaks off, and off in validation'
@@ -322,7 +329,9 @@ def test_order_of_pixel_tricks(order):
     fit(our_learner(cbs[::-1] if order else cbs), 1)
     assert calls[:3]==['AutoAugment', 'RandomCrop', 'Flip']
 
-@pytest.mark.parametrize('t,pad,flip', [(RandomCrop(3), 0, True), (RandomResizedCrop(), 0, True), (Flip(), 4, 0), (Flip(alternate=True), 4, 0), (RandomCrop(0), 4, True)])
+@pytest.mark.parametrize('t,pad,flip',
+    [(RandomCrop(3), 0, True), (RandomResizedCrop(), 0, True), (Flip(), 4, 0), (Flip(alternate=True), 4, 0),
+        (RandomCrop(0), 4, True)])
 def test_in_place_of_the_loaders_own(t, pad, flip):
     "A loader's own crop is off while ours is on, its flip while ours is; both are back after the fit"
     dls,seen = cifar_dls('digits', bs=500, pad=4, flip=True),[]
@@ -335,8 +344,10 @@ def test_in_place_of_the_loaders_own(t, pad, flip):
 def test_ordinary_loader():
     'In front of IntToFloatTensor in a pipeline of fastai, which still gets its type'
     x = images(20)
-    dl = TfmdDL([(TensorImage(o), i%10) for i,o in enumerate(x)], bs=10, after_batch=[IntToFloatTensor(), Normalize.from_stats([0.5]*3, [0.25]*3, cuda=False)])
-    look,learn = Look(),Learner(DataLoaders(dl, dl), nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), nn.CrossEntropyLoss())
+    dl = TfmdDL([(TensorImage(o), i%10) for i,o in enumerate(x)], bs=10,
+        after_batch=[IntToFloatTensor(), Normalize.from_stats([0.5]*3, [0.25]*3, cuda=False)])
+    look = Look()
+    learn = Learner(DataLoaders(dl, dl), nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), nn.CrossEntropyLoss())
     learn.add_cbs([AutoAugment(), RandomCrop(), Flip(alternate=True), Cutout(), look])
     fit(learn, 1)
     assert look.pipe==['_Before']*3+['IntToFloatTensor', 'Normalize'] and look.batch.dtype==torch.float32
@@ -367,24 +378,34 @@ def test_seen_batch():
     x,_ = learn.seen_batch()
     assert (x==0).float().mean()>0.2
 
-typed = [AutoAugment('svhn'), RandAugment(1, 3), TrivialAugment(), RandomCrop(2, 'reflect'), RandomResizedCrop((0.5,1)), Flip(alternate=True), Cutout(4),
+typed = [AutoAugment('svhn'), RandAugment(1, 3), TrivialAugment(), RandomCrop(2, 'reflect'), RandomResizedCrop((0.5,1)),
+    Flip(alternate=True), Cutout(4),
     RandomErasing(log_aspect=False)]
 @pytest.mark.parametrize('t', typed)
 def test_repr_and_pickle(t): assert repr(eval(repr(t)))==repr(t)==repr(pickle.loads(pickle.dumps(t)))
 
-bad = [(lambda: AutoAugment('cifar'), "There is no policy 'cifar'"), (lambda: AutoAugment(p=2), 'p is 2'), (lambda: TrivialAugment(fill=300), 'fill is 300'),
-    (lambda: RandAugment(m=31), 'm is 31'), (lambda: RandAugment(-1), 'n is -1'), (lambda: RandAugment(1.5), 'n is 1.5'), (lambda: RandomCrop(-1), 'pad is -1'),
-    (lambda: RandomCrop(1.5), 'pad is 1.5'), (lambda: RandomCrop(mode='x'), "There is no padding 'x'"), (lambda: Flip(-0.5), 'p is -0.5'),
-    (lambda: RandomResizedCrop((1,0.5)), 'area is (1, 0.5)'), (lambda: RandomResizedCrop(aspect=(0,1)), 'aspect is (0, 1)'), (lambda: Cutout(-1), 'length is -1'),
-    (lambda: Cutout(8.5), 'length is 8.5'), (lambda: Cutout(8, -1), 'holes is -1'), (lambda: RandomErasing(1.2), 'p is 1.2'), (lambda: RandomErasing(area=0.3), 'area is 0.3: it must be two numbers in [0, 1], the smaller one first.'),
-    (lambda: RandomErasing(log_aspect='no'), "log_aspect is 'no': it must be True or False."), (lambda: Flip(alternate='no'), "alternate is 'no': it must be True or False."),
-    (lambda: RandAugment(1000000), 'n is 1000000: it must be an integer in [0, 30].'), (lambda: Cutout(holes=10**30), 'holes is 1000'), (lambda: RandomCrop(100000), 'pad is 100000')]
+bad = [(lambda: AutoAugment('cifar'), "There is no policy 'cifar'"), (lambda: AutoAugment(p=2), 'p is 2'),
+    (lambda: TrivialAugment(fill=300), 'fill is 300'),
+    (lambda: RandAugment(m=31), 'm is 31'), (lambda: RandAugment(-1), 'n is -1'),
+    (lambda: RandAugment(1.5), 'n is 1.5'), (lambda: RandomCrop(-1), 'pad is -1'),
+    (lambda: RandomCrop(1.5), 'pad is 1.5'), (lambda: RandomCrop(mode='x'), "There is no padding 'x'"),
+    (lambda: Flip(-0.5), 'p is -0.5'),
+    (lambda: RandomResizedCrop((1,0.5)), 'area is (1, 0.5)'),
+    (lambda: RandomResizedCrop(aspect=(0,1)), 'aspect is (0, 1)'), (lambda: Cutout(-1), 'length is -1'),
+    (lambda: Cutout(8.5), 'length is 8.5'), (lambda: Cutout(8, -1), 'holes is -1'),
+    (lambda: RandomErasing(1.2), 'p is 1.2'),
+    (lambda: RandomErasing(area=0.3), 'area is 0.3: it must be two numbers in [0, 1], the smaller one first.'),
+    (lambda: RandomErasing(log_aspect='no'), "log_aspect is 'no': it must be True or False."),
+    (lambda: Flip(alternate='no'), "alternate is 'no': it must be True or False."),
+    (lambda: RandAugment(1000000), 'n is 1000000: it must be an integer in [0, 30].'),
+    (lambda: Cutout(holes=10**30), 'holes is 1000'), (lambda: RandomCrop(100000), 'pad is 100000')]
 @pytest.mark.parametrize('f,msg', bad)
 def test_bad_input(f, msg):
     with pytest.raises(UserError) as e: f()
     assert str(e.value).startswith(msg)
 
-@pytest.mark.parametrize('t,msg', [(Cutout(33), 'length is 33'), (RandomCrop(32, 'reflect'), 'pad is 32'), (RandomCrop(33), 'pad is 33')])
+@pytest.mark.parametrize('t,msg',
+    [(Cutout(33), 'length is 33'), (RandomCrop(32, 'reflect'), 'pad is 32'), (RandomCrop(33), 'pad is 33')])
 @pytest.mark.parametrize('learner', [our_learner, plain_learner])
 def test_too_large(t, msg, learner):
     'What does not fit the image is refused before a step; where the loader has the images, before the fit begins'
@@ -393,4 +414,5 @@ def test_too_large(t, msg, learner):
     before,events = [p.clone() for p in learn.model.parameters()],[]
     learn.add_cb(Callback(before_fit=lambda self: events.append(1)))
     with pytest.raises(UserError, match=msg): fit(learn, 1)
-    assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters())) and bool(events)==(learner is plain_learner)
+    assert all(torch.equal(a, b)
+        for a,b in zip(before, learn.model.parameters())) and bool(events)==(learner is plain_learner)

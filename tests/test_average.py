@@ -17,19 +17,20 @@ from cifar_fastai.core import UserError
 from cifar_fastai.data.loaders import cifar_dls
 from cifar_fastai.learner import cifar_learner,async_metrics
 from cifar_fastai.callback.sam import SAM
+from common import fit
 
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
 
 g = torch.Generator().manual_seed(3)
-batches = [(torch.randn(6, 4, generator=g, dtype=torch.float64), torch.randint(0, 3, (6,), generator=g)) for _ in range(5)]
+batches = [(torch.randn(6, 4, generator=g, dtype=torch.float64), torch.randint(0, 3, (6,), generator=g))
+    for _ in range(5)]
 sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
 
-def learner(cbs): return async_metrics(Learner(DataLoaders(batches, batches), net(), nn.CrossEntropyLoss(), opt_func=sgd, lr=0.1, wd=0., cbs=cbs))
-def fit(learn, n):
-    with learn.no_bar(), learn.no_logging(): learn.fit(n)
-    return learn
+def learner(cbs):
+    return async_metrics(Learner(DataLoaders(batches, batches), net(), nn.CrossEntropyLoss(), opt_func=sgd, lr=0.1,
+        wd=0., cbs=cbs))
 
 def loop(n, make_opt=None, after_step=None, after_epoch=None):
     'Plain training; returns the model'
@@ -95,7 +96,8 @@ def test_swa_is_torchs(start, first):
 @pytest.mark.parametrize('k,alpha', [(5, 0.5), (2, 0.8), (3, 0.), (1, 0.3)])
 def test_lookahead_is_pytorch_optimizers(k, alpha):
     'Steps count on over epochs; the momentum stays'
-    assert_close(fit(learner(Lookahead(k, alpha)), 3).model, loop(3, make_opt=lambda o: po.Lookahead(o, k=k, alpha=alpha)))
+    assert_close(fit(learner(Lookahead(k, alpha)), 3).model,
+        loop(3, make_opt=lambda o: po.Lookahead(o, k=k, alpha=alpha)))
 
 @pytest.mark.parametrize('beside,steps', [(GradientAccumulation(12), 2), (SAM(0.1), 5)])
 @pytest.mark.parametrize('cb', [EMA(0.9), Lookahead(2)])
@@ -135,16 +137,19 @@ def test_export(cb, tmp_path):
     'An exported Learner predicts with the average, and its file holds the weights once'
     set_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, 100), nn.BatchNorm1d(100), nn.Linear(100, 10))
-    learn = cifar_learner(model, cifar_dls('digits', bs=20, fraction=40/1500, val_bs=100), cbs=cb, lr=0.05, path=tmp_path)
+    learn = cifar_learner(model, cifar_dls('digits', bs=20, fraction=40/1500, val_bs=100), cbs=cb, lr=0.05,
+        path=tmp_path)
     fit(learn, 2).export('e.pkl')
     assert (tmp_path/'e.pkl').stat().st_size < 1.8e6
     with pytest.warns(UserWarning): loaded = load_learner(tmp_path/'e.pkl')
     assert_close(loaded.model, learn.model, 0)
     img = learn.dls.valid_ds[0][0]
-    with loaded.no_bar(), learn.no_bar(): torch.testing.assert_close(loaded.predict(img)[2], learn.get_preds()[0][0], rtol=1e-4, atol=1e-5)
+    with loaded.no_bar(), learn.no_bar():
+        torch.testing.assert_close(loaded.predict(img)[2], learn.get_preds()[0][0], rtol=1e-4, atol=1e-5)
 
 @pytest.mark.parametrize('made,said', [
-    (lambda: EMA(-0.1), 'decay is -0.1'), (lambda: SWA(2), 'start is 2'), (lambda: Lookahead(0), 'k is 0'), (lambda: Lookahead(alpha=2), 'alpha is 2'),
+    (lambda: EMA(-0.1), 'decay is -0.1'), (lambda: SWA(2), 'start is 2'), (lambda: Lookahead(0), 'k is 0'),
+    (lambda: Lookahead(alpha=2), 'alpha is 2'),
     (lambda: fit(learner([EMA(), SWA()]), 1), 'each say which weights the model has after training'),
     (lambda: fit(learner([Lookahead(), Lookahead(3)]), 1), 'each pull the same weights back')])
 def test_refusals(made, said):

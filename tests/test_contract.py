@@ -2,7 +2,7 @@
 
 1 neutral, 2 reference, 3 together, 4 lifecycle, 5 nothing left behind, 6 device, 7 exact resume, 8 picture."""
 import copy
-from contextlib import contextmanager,suppress
+from contextlib import suppress
 from functools import partial
 from itertools import combinations
 import matplotlib
@@ -25,8 +25,10 @@ from cifar_fastai.learner import DeviceSmoothLoss,cifar_learner
 from cifar_fastai.callback.monitor import TrainAccuracy
 from cifar_fastai.callback.sam import SAM
 from cifar_fastai.serialize import load_tree
-from cifar_fastai.all import check_callbacks,tricks # every trick is registered
+from cifar_fastai.loop import check_callbacks
+from cifar_fastai.trick import tricks
 from hand import hand_fit
+from common import fit_of, silent # chkstyle: ignore
 
 def teacher():
     'A teacher that shows whether it is in evaluation mode, always the same one'
@@ -35,10 +37,12 @@ def teacher():
         return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(48, 10)).double()
 
 # what a trick needs in these tests beside its defaults
-arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.), EMA=dict(decay=0.9),
+arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.),
+    EMA=dict(decay=0.9),
     SWA=dict(start=0.), Lookahead=dict(k=2), GradientClip=dict(max_norm=0.5))
 # settings with which a trick takes another way: name and a word; they are held to what each trick is held to alone
-others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode='reflect'), 'AutoAugment svhn':dict(policy='svhn'),
+others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode='reflect'),
+    'AutoAugment svhn':dict(policy='svhn'),
     'RandomErasing uniform':dict(log_aspect=False)}
 names = sorted(tricks)
 alone = names+list(others)
@@ -56,12 +60,14 @@ def make(name, **kwargs):
 def net(n_out=10):
     'A small network with what tricks have to get right: BatchNorm, dropout, a residual branch'
     branch = nn.Sequential(ConvBNAct(8, 8), ConvBNAct(8, 8, act=None))
-    return nn.Sequential(ConvBNAct(3, 8, stride=2), Residual(branch, act=nn.ReLU), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, n_out))
+    return nn.Sequential(ConvBNAct(3, 8, stride=2), Residual(branch, act=nn.ReLU), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, n_out))
 
 def batches(dtype, n=3, bs=6):
     'Random batches, the last of one image'
     g = torch.Generator().manual_seed(5)
-    return [(torch.rand(b, 3, 32, 32, generator=g, dtype=dtype), torch.randint(0, 10, (b,), generator=g)) for b in [bs]*(n-1)+[2]]
+    return [(torch.rand(b, 3, 32, 32, generator=g, dtype=dtype), torch.randint(0, 10, (b,), generator=g))
+        for b in [bs]*(n-1)+[2]]
 
 def listed(bs):
     'Fixed batches as `DataLoaders`'
@@ -88,14 +94,7 @@ def our_learner(cbs=(), seed=0, **kwargs):
     dls.valid.n = len(dls.valid_ds)
     return cifar_learner(net(), dls, cbs=cbs, lr=0.05, **kwargs)
 
-@contextmanager
-def silent(learn):
-    with learn.no_bar(), learn.no_logging(): yield
-
-def fit(learn, n=2, seed=1, **kwargs):
-    set_seed(seed)
-    with silent(learn): learn.fit(n, **kwargs)
-    return learn
+fit = fit_of(2, seed=1)
 
 def state(learn):
     'Weights, buffers and momentum'
@@ -122,8 +121,9 @@ def test_neutral(name, learner):
 @pytest.mark.parametrize('name', alone)
 def test_does_something(name):
     'Switched on, it changes the weights, or what it keeps aside'
-    on,off = fit(our_learner([make(name)])),fit(our_learner([]))
-    assert any(not torch.equal(a, b) for a,b in zip(state(on).values(), state(off).values())) or on.cbs[-1].state_dict()
+    trick = make(name)
+    on,off = fit(our_learner([trick])),fit(our_learner([]))
+    assert any(not torch.equal(a, b) for a,b in zip(state(on).values(), state(off).values())) or trick.state_dict()
 
 @pytest.mark.parametrize('name', alone)
 def test_own_random_numbers(name):
@@ -134,6 +134,23 @@ def test_own_random_numbers(name):
         r = get_random_states()
         ends.append((r['random_state'], r['numpy_state'][1].tolist(), r['torch_state'].tolist()))
     assert ends[0]==ends[1]
+
+# Tricks of which a Learner takes one, by the reason that it gives
+exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment svhn', 'RandAugment', 'TrivialAugment'],
+    'both crop the images':['RandomCrop', 'RandomCrop reflect', 'RandomResizedCrop'],
+    'together have no single meaning':['CutMix', 'MixUp', 'RICAP'],
+    'each decide where the one gradient of a step is taken':['ASAM', 'SAM'],
+    'each say which weights the model has after training':['EMA', 'SWA'],
+    'both disturb the residual branches':['ShakeDrop', 'StochasticDepth']}
+
+def same_kind(a, b): return a.split()[0]==b.split()[0]
+
+def test_refused_pairs():
+    'Exactly these pairs are refused, each with its reason'
+    found = {frozenset(o):refused([make(n) for n in o]) for o in combinations(alone, 2) if not same_kind(*o)}
+    wanted = {frozenset(o):why for why,names in exclusive.items() for o in combinations(names, 2) if not same_kind(*o)}
+    assert {o for o,message in found.items() if message}==set(wanted)
+    for o,why in wanted.items(): assert why in found[o] and all(n.split()[0] in found[o] for n in o)
 
 # 2 reference and 3 together
 @pytest.mark.parametrize('group', [(n,) for n in alone]+pairs+triples+[chain], ids='+'.join)
@@ -147,8 +164,10 @@ def test_by_hand(group):
     model = copy.deepcopy(learn.model)
     fit(learn, 2)
     set_seed(1)
-    velocity = hand_fit(model, batches(torch.float64), 10, lr=0.05, momentum=0.9, wd=1e-3, tricks=[make(n) for n in group], epochs=2)
-    for (k,a),b in zip(learn.model.state_dict().items(), model.state_dict().values()): assert torch.allclose(a, b, rtol=1e-9, atol=1e-10), k
+    velocity = hand_fit(model, batches(torch.float64), 10, lr=0.05, momentum=0.9, wd=1e-3,
+        tricks=[make(n) for n in group], epochs=2)
+    for (k,a),b in zip(learn.model.state_dict().items(), model.state_dict().values()):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-10), k
     buffers = [s['momentum_buffer'] for s in learn.opt.opt.state.values()]
     for a,b in zip(buffers, velocity.values()): assert torch.allclose(a, b, rtol=1e-8, atol=1e-9)
 
@@ -173,8 +192,10 @@ def left_behind(learn):
     hooks = [len(m._forward_hooks)+len(m._forward_pre_hooks)+len(m._backward_hooks) for m in learn.model.modules()]
     data = [dl.dataset.x.clone() for dl in learn.dls.loaders if hasattr(dl, 'dataset')]
     loss = learn.loss_func
-    return dict(attrs=set(vars(learn))-{'lrs','final_record','smooth_loss','dl'}, loss=(id(loss), len(getattr(loss, 'terms', [])), getattr(loss, 'smoothing', 0)),
-        pipes=pipes, hooks=hooks, data=[d.sum().item() for d in data], model=[type(m) for m in learn.model.modules()], logger=learn.logger,
+    return dict(attrs=set(vars(learn))-{'lrs','final_record','smooth_loss','dl'},
+        loss=(id(loss), len(getattr(loss, 'terms', [])), getattr(loss, 'smoothing', 0)),
+        pipes=pipes, hooks=hooks, data=[d.sum().item() for d in data], model=[type(m) for m in learn.model.modules()],
+        logger=learn.logger,
         autocast=(torch.is_autocast_enabled('cpu'), torch.is_autocast_enabled('cuda')))
 
 @pytest.mark.parametrize('name', alone)
@@ -186,10 +207,11 @@ def test_lr_find(name):
     with silent(learn): learn.fit(1)
     assert_same(state(learn), state(fit(our_learner([make(name)]), 1)))
 
-@pytest.mark.parametrize('when', 'before_batch after_pred after_loss before_backward after_backward before_step after_step after_batch'.split())
+@pytest.mark.parametrize('when',
+    'before_batch after_pred after_loss before_backward after_backward before_step after_step after_batch'.split())
 @pytest.mark.parametrize('name', alone)
 def test_interrupt(name, when):
-    'Broken off at any event, by Ctrl-C or an exception, nothing is left behind, and a refit is that of a new Learner with these weights'
+    'Interrupted at any event, by Ctrl-C or an exception, nothing is left behind, and the next fit is that of another Learner with these weights'
     for learner,exc in ((our_learner, KeyboardInterrupt), (plain_learner, ZeroDivisionError('x'))):
         learn = learner([make(name)])
         fit(learn, 1)
@@ -197,7 +219,7 @@ def test_interrupt(name, when):
         with pytest.raises((KeyboardInterrupt, ZeroDivisionError)): fit(learn, 1, cbs=Break(when, exc))
         assert left_behind(learn)==before
         assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
-        twin = learner([make(name)])
+        twin = fit(learner([make(name)]), 1) # the second fit of both
         twin.model.load_state_dict(learn.model.state_dict())
         for l in (learn, twin): fit(l, 1, reset_opt=True)
         assert_same(state(learn), state(twin))
@@ -268,8 +290,10 @@ def test_bf16(name):
     model,start = copy.deepcopy(learn.model),copy.deepcopy(learn.model)
     fit(learn, 1)
     set_seed(1)
-    hand_fit(model, batches(torch.float32), 10, lr=0.05, momentum=0.9, wd=1e-3, tricks=[make(name)], autocast=lambda: torch.autocast('cpu', dtype=torch.bfloat16))
-    for a,b,c in zip(learn.model.parameters(), model.parameters(), start.parameters()): assert (a-b).norm() <= 0.1*(b-c).norm() + 1e-6
+    hand_fit(model, batches(torch.float32), 10, lr=0.05, momentum=0.9, wd=1e-3, tricks=[make(name)],
+        autocast=lambda: torch.autocast('cpu', dtype=torch.bfloat16))
+    for a,b,c in zip(learn.model.parameters(), model.parameters(), start.parameters()):
+        assert (a-b).norm() <= 0.1*(b-c).norm() + 1e-6
 
 # 6 device
 def on_meta(cbs):
@@ -285,7 +309,8 @@ def test_on_meta(group):
 
 def test_meta_catches():
     'What the meta device is there to catch is caught'
-    for bad in (lambda self: self.loss.item(), lambda self: self.xb[0]*torch.ones(1), lambda self: self.xb[0][self.xb[0]>0]):
+    for bad in (lambda self: self.loss.item(), lambda self: self.xb[0]*torch.ones(1),
+        lambda self: self.xb[0][self.xb[0]>0]):
         with pytest.raises(Exception): fit(on_meta([Callback(after_loss=bad)]), 1)
 
 # 7 exact resume
@@ -323,7 +348,8 @@ class Tell(Callback):
 def test_resume_inside_an_epoch(name, tmp_path):
     'Told to end in the middle of an epoch, or in its last batch, and gone on with: bitwise the uninterrupted run'
     def run(file, cbs=(), seed=1, resume=False):
-        learn,ckpt = our_learner([make(name), TrainAccuracy()], seed=0 if seed==1 else 7),Checkpoint(tmp_path/file, resume=resume)
+        learn = our_learner([make(name), TrainAccuracy()], seed=0 if seed==1 else 7)
+        ckpt = Checkpoint(tmp_path/file, resume=resume)
         set_seed(seed)
         with silent(learn): learn.fit_one_cycle(3, 0.05, cbs=[ckpt, *(o(ckpt) for o in cbs)])
         return learn

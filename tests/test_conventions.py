@@ -18,7 +18,8 @@ class Nb:
         self.path,self.cells = path,json.loads(path.read_text(encoding='utf-8'))['cells']
         self.code = [o for o in self.cells if o['cell_type']=='code']
         self.number = int(m[1]) if (m := re.match(r'(\d\d)_', path.name)) else None
-        self.module = next((m[1] for o in self.code if (m := re.search(r'^#\| *default_exp +(\S+)', src(o), re.M))), None)
+        self.module = next((m[1] for o in self.code if (m := re.search(r'^#\| *default_exp +(\S+)', src(o), re.M))),
+            None)
     @property
     def exported(self): return [o for o in self.code if directives(o) & {*exports}]
     @property
@@ -52,7 +53,9 @@ def test_imports_go_down():
             for name in internal_imports(ast.parse(src(cell))):
                 maker = makers.get(name.removeprefix(f'{pkg}.'))
                 ok = is_package(name) or maker and nb.number is not None and maker.number<nb.number
-                if not ok: bad.append(f"{where(nb, cell)}: imports {name}{f', which {maker} makes' if maker else ': no such module'}")
+                if not ok:
+                    bad.append(f"{where(nb, cell)}: imports "
+                        f"{name}{f', which {maker} makes' if maker else ': no such module'}")
     none(bad)
 
 def test_a_notebook_a_module():
@@ -65,6 +68,10 @@ def test_a_notebook_a_module():
 def test_cells_are_short():
     "Forty lines at most"
     none([f'{where(nb, o)}: {n} lines' for nb in nbs for o in nb.exported if (n := len(src(o).splitlines())-1)>40])
+
+def test_lines_are_short():
+    "A hundred and twenty characters at most"
+    none([f'{where(nb, c)}: {len(l)} characters' for nb in nbs for c in nb.exported for l in src(c).splitlines() if len(l)>120])
 
 def test_outputs_are_stored():
     "Every notebook shows something, and none shows an error"
@@ -94,24 +101,28 @@ def own_parameters(o):
 
 def test_docments():
     "Every parameter of a public signature of two or more is documented beside it"
-    def missing(o): return [p for p in own if not docments(inspect.unwrap(o)).get(p)] if len(own := own_parameters(o))>1 else []
+    def missing(o):
+        return [p for p in own if not docments(inspect.unwrap(o)).get(p)] if len(own := own_parameters(o))>1 else []
     none([f"{name}: {', '.join(m)}" for name,o in public().items() if (m := missing(o))])
 
 def test_docstrings():
     "Every public function and class says what it is"
-    def at_top(name, o): return name.rpartition('.')[0] in index['syms'] and (inspect.isclass(o) or inspect.isfunction(o))
+    def at_top(name, o):
+        return name.rpartition('.')[0] in index['syms'] and (inspect.isclass(o) or inspect.isfunction(o))
     none([name for name,o in public().items() if at_top(name, o) and not o.__doc__])
 
 def tracked():
     if not (root/'.git').exists(): pytest.skip('not a git checkout: what is tracked is not known')
-    names = subprocess.run(['git', 'ls-files', '-z'], cwd=root, capture_output=True, text=True, check=True).stdout.split('\0')
+    names = subprocess.run(['git', 'ls-files', '-z'], cwd=root, capture_output=True, text=True,
+        check=True).stdout.split('\0')
     return [o for o in names if o and (root/o).exists()]
 
 def texts(path):
     "The text of a file; of a notebook, its sources and its outputs without pictures"
     if path.suffix!='.ipynb': return [path.read_text(encoding='utf-8')]
     nb = Nb(path)
-    shown = [v for o in nb.outputs for k,v in {**o, **o.get('data', {})}.items() if k not in ('data', 'metadata') and not k.startswith('image/p')]
+    shown = [v for o in nb.outputs for k,v in {**o, **o.get('data', {})}.items() if k not in ('data', 'metadata')
+        and not k.startswith('image/p')]
     return [src(o) for o in nb.cells] + [json.dumps(o) for o in shown]
 
 def test_no_local_paths():
@@ -126,3 +137,28 @@ def test_no_local_paths():
 def test_top_level():
     "Nothing lies at the top but what has its place there"
     none({o.split('/')[0] for o in tracked()} - {*top_level})
+
+# -- names
+
+replaced = 'CutMix Flip GradientClip Lookahead MixUp RandomCrop RandomErasing RandomResizedCrop'.split() # tricks that replace a name of fastai's
+
+def star(module):
+    "What `from module import *` defines"
+    res = {}
+    exec(f'from {module} import *', res)
+    return {k:v for k,v in res.items() if k!='__builtins__'}
+
+def test_names_of_all():
+    "What a user needs, and nothing of fastai's is shadowed but by the tricks that replace it"
+    fastai,ours = star('fastai.vision.all'),star('cifar_fastai.all')
+    assert sorted(k for k in ours if k in fastai and ours[k] is not fastai[k])==replaced
+    assert len([k for k in ours if k not in fastai])+len(replaced)<=140
+    assert set(star('cifar_fastai.trick')['tricks'])<=set(ours), 'every trick is there'
+
+def test_orders_are_named():
+    "The positions of all callbacks are in the table of the training step"
+    from cifar_fastai.loop import ManagedCallback
+    from cifar_fastai.trick import step_order
+    cbs = [o for o in public().values() if inspect.isclass(o) and issubclass(o, ManagedCallback) and 'order' in vars(o)]
+    assert len(cbs)>10
+    none([f'{o.__name__}: {o.order}' for o in cbs if o.order not in step_order.values()])

@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, pytest, torch, torchvision
 import torchvision.transforms.functional as TF
-from fastai.vision.all import (
-    F, Image, ItemTransform, Learner, PILImage, Interpretation, ClassificationInterpretation, CrossEntropyLossFlat, Tensor, TensorCategory, TensorImage,
-    accuracy, first, mkdir, nn, noop, plt, random, set_seed, tensor)
+from fastai.vision.all import ( # chkstyle: ignore
+    F, Image, ItemTransform, Learner, PILImage, Interpretation, ClassificationInterpretation, CrossEntropyLossFlat, Tensor,
+    TensorCategory, TensorImage, accuracy, first, mkdir, nn, noop, plt, random, set_seed, tensor)
 from cifar_fastai.core import UserError
 from cifar_fastai.data.sources import *
 from cifar_fastai.data.datasets import *
@@ -37,14 +37,17 @@ names10,names100 = cifar10_vocab,[f'class_{i:02}' for i in range(100)]
 def python_layout(protocol=2):
     "Folder -> name -> content of both official Python versions"
     ten = {k: pickle.dumps(dict(data=x, labels=y), protocol) for k,(x,y) in b10.items()}
-    hundred = {k: pickle.dumps(dict(data=x, fine_labels=y, coarse_labels=[0]*len(y)), protocol) for k,(x,y) in b100.items()}
+    hundred = {k: pickle.dumps(dict(data=x, fine_labels=y, coarse_labels=[0]*len(y)), protocol)
+        for k,(x,y) in b100.items()}
     return {'cifar-10-batches-py': ten | {'batches.meta': pickle.dumps(dict(label_names=names10), protocol)},
         'cifar-100-python': hundred | dict(meta=pickle.dumps(dict(fine_label_names=names100), protocol))}
 
 def binary_layout():
     def records(x, y, coarse): return b''.join(bytes([0]*coarse+[l])+o.tobytes() for o,l in zip(x, y))
-    return {'cifar-10-batches-bin': {f'{k}.bin': records(*v, 0) for k,v in b10.items()} | {'batches.meta.txt': '\n'.join(names10).encode()+b'\n\n'},
-        'cifar-100-binary': {f'{k}.bin': records(*v, 1) for k,v in b100.items()} | {'fine_label_names.txt': '\n'.join(names100).encode()}}
+    return {'cifar-10-batches-bin': {f'{k}.bin': records(*v, 0) for k,v in b10.items()}
+        | {'batches.meta.txt': '\n'.join(names10).encode()+b'\n\n'},
+        'cifar-100-binary': {f'{k}.bin': records(*v, 1) for k,v in b100.items()}
+        | {'fine_label_names.txt': '\n'.join(names100).encode()}}
 
 def png(x):
     f = io.BytesIO()
@@ -53,7 +56,8 @@ def png(x):
 
 def image_layout(vocab=tuple(names10), between=''):
     "`train/<class>/` and `test/<class>/`, two images each"
-    return {'cifar10': {f'{s}/{between}{c}/{i}.png': png(rng.integers(0, 256, (32,32,3), np.uint8)) for s in ('train','test') for c in vocab for i in range(2)}}
+    return {'cifar10': {f'{s}/{between}{c}/{i}.png': png(rng.integers(0, 256, (32,32,3), np.uint8))
+        for s in ('train','test') for c in vocab for i in range(2)}}
 
 def write(files, to):
     "Write `{folder: {name: content}}` below `to`, a folder, or into an archive of that name"
@@ -87,21 +91,24 @@ def test_official_layouts(tmp_path, monkeypatch, suffix, version, name, folder):
     dls = cifar_dls(name, root=root, device='cpu')
     for dl,train in zip(dls.loaders, (True,False)):
         ref = cls(tmp_path/'tv', train=train)
-        assert torch.equal(dl.dataset.x.permute(0,2,3,1), torch.from_numpy(ref.data)) and dl.dataset.y.tolist()==ref.targets
+        assert torch.equal(dl.dataset.x.permute(0,2,3,1),
+            torch.from_numpy(ref.data)) and dl.dataset.y.tolist()==ref.targets
         assert list(dl.vocab)==ref.classes and dls.c==len(ref.classes)
 
 @pytest.mark.parametrize('protocol', range(6))
 def test_every_pickle_protocol(tmp_path, protocol):
     write(some(python_layout(protocol), 'cifar-10-batches-py'), tmp_path)
     im = read_images(tmp_path)
-    assert im.train_x.shape==(100,32,32,3) and im.train_y.tolist()==[l for k,(_,y) in b10.items() if k!='test_batch' for l in y]
+    assert im.train_x.shape==(100,32,32,
+        3) and im.train_y.tolist()==[l for k,(_,y) in b10.items() if k!='test_batch' for l in y]
 
 def python2_pickle(x, y):
     "As Python 2 and an old numpy wrote the official batches: byte strings, `numpy.core`"
     def s(o): return b'U'+bytes([len(o)])+o
     dtype = b'cnumpy\ndtype\n('+s(b'u1')+b'K\0K\1tR(K\3'+s(b'|')+b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb'
     start = b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0t'+s(b'b')+b'tR'
-    array = start+b'(K\1(J'+struct.pack('<i', len(x))+b'J'+struct.pack('<i', x.shape[1])+b't'+dtype+b'\x89T'+struct.pack('<i', x.size)+x.tobytes()+b'tb'
+    array = start+b'(K\1(J'+struct.pack('<i', len(x))+b'J'+struct.pack('<i',
+        x.shape[1])+b't'+dtype+b'\x89T'+struct.pack('<i', x.size)+x.tobytes()+b'tb'
     return b'\x80\x02}('+s(b'data')+array+s(b'labels')+b'('+b''.join(b'K'+bytes([o]) for o in y)+b'lu.'
 
 def test_python2_pickles(tmp_path):
@@ -126,14 +133,17 @@ def test_image_layout(tmp_path, suffix, between):
 
 def test_other_sizes_and_hidden_files(tmp_path):
     big = rng.integers(0, 256, (48,64), np.uint8)
-    layout = dict(d={f'{s}/c/a.png': png(big) for s in ('train','test')} | {'train/c/._a.png': b'not an image', 'train/c/notes.txt': b'x'})
+    layout = dict(d={f'{s}/c/a.png': png(big) for s in ('train','test')}
+        | {'train/c/._a.png': b'not an image', 'train/c/notes.txt': b'x'})
     im = read_images(write(layout, tmp_path/'x.zip'))
-    assert np.array_equal(im.train_x[0], np.asarray(Image.fromarray(big).convert('RGB').resize((32,32), Image.BILINEAR)))
+    assert np.array_equal(im.train_x[0],
+        np.asarray(Image.fromarray(big).convert('RGB').resize((32,32), Image.BILINEAR)))
 
 @pytest.fixture(scope='module')
 def real_cifar10():
     path = Path(os.environ.get('CIFAR_FASTAI_DATA') or Path(__file__).parents[2]/'shared/data/cifar10.tgz')
-    if not path.exists(): pytest.skip('no real CIFAR-10 images: neither CIFAR_FASTAI_DATA nor ../shared/data/cifar10.tgz is there')
+    if not path.exists():
+        pytest.skip('no real CIFAR-10 images: neither CIFAR_FASTAI_DATA nor ../shared/data/cifar10.tgz is there')
     return path
 
 @pytest.mark.slow
@@ -201,24 +211,31 @@ def evil_archives():
     py,bn = python_layout()['cifar-10-batches-py'],binary_layout()['cifar-10-batches-bin']
     yield 'outside', {'..': good}, 'a path outside of itself'
     yield 'absolute', {'/tmp/x': good}, 'a path outside of itself'
-    yield 'pickle', dict(d=py | dict(test_batch=pickle.dumps(Evil()))), r'test_batch is refused: .* numpy arrays only, .*\.system'
+    yield 'pickle', dict(d=py
+        | dict(test_batch=pickle.dumps(Evil()))), r'test_batch is refused: .* numpy arrays only, .*\.system'
     yield 'eval', dict(d=py | dict(test_batch=b"cnumpy\nload\n(S'x'\ntR.")), 'asks for numpy.load'
     yield 'cut pickle', dict(d=py | dict(test_batch=py['test_batch'][:-50])), 'test_batch is damaged'
     yield 'other pickle', dict(d=py | dict(test_batch=pickle.dumps([1]))), 'holds no images and labels'
-    yield 'labels', dict(d=py | dict(test_batch=pickle.dumps(dict(data=b10['test_batch'][0], labels=[0,10]*10)))), 'Labels in .* go from 0 to 10: of 10 classes they must be from 0 to 9'
-    yield 'no array', dict(d=py | dict(test_batch=pickle.dumps(dict(data='hello', labels=[1])))), 'test_batch holds no images and labels'
-    yield 'few labels', dict(d=py | dict(test_batch=pickle.dumps(dict(data=b10['test_batch'][0], labels=[1])))), 'test_batch in .* is damaged'
+    yield 'labels', dict(d=py
+        | dict(test_batch=pickle.dumps(dict(data=b10['test_batch'][0],
+            labels=[0,10]*10)))), 'Labels in .* go from 0 to 10: of 10 classes they must be from 0 to 9'
+    yield 'no array', dict(d=py
+        | dict(test_batch=pickle.dumps(dict(data='hello', labels=[1])))), 'test_batch holds no images and labels'
+    yield 'few labels', dict(d=py
+        | dict(test_batch=pickle.dumps(dict(data=b10['test_batch'][0], labels=[1])))), 'test_batch in .* is damaged'
     yield 'no batch', dict(d={k:v for k,v in py.items() if k!='data_batch_3'}), 'lacks data_batch_3'
     yield 'cut binary', dict(d=bn | {'test_batch.bin': bn['test_batch.bin'][:-1]}), 'not a whole number of images'
     yield 'no image', dict(d=good | {'train/c/bad.jpg': b'hello'}), r'train/c/bad.jpg in .* is not a readable image'
     yield 'cut image', dict(d=good | {'train/c/bad.png': img[:60]}), r'train/c/bad.png in .* is not a readable image'
-    yield 'no classes', dict(d={'train/1.png': img, 'test/1.png': img}), r'train/<class>/\* and test/<class>/\* would be right'
+    yield 'no classes', dict(d={'train/1.png': img,
+        'test/1.png': img}), r'train/<class>/\* and test/<class>/\* would be right'
     yield 'no test', dict(d={'train/c/1.png': img}), 'no images in test/<class>/'
     yield 'new class', dict(d=good | {'test/e/1.png': img}), 'test images of e and no training images'
     yield 'nothing', dict(d={'readme.txt': b'hello'}), 'neither batches of CIFAR nor class folders'
 
 @pytest.mark.parametrize('suffix', ['.tgz','.zip','.tar'])
-@pytest.mark.parametrize('what,files,message', evil_archives(), ids=lambda o: o if isinstance(o, str) and len(o)<13 else '-')
+@pytest.mark.parametrize('what,files,message', evil_archives(),
+    ids=lambda o: o if isinstance(o, str) and len(o)<13 else '-')
 def test_bad_archives(tmp_path, monkeypatch, suffix, what, files, message):
     mkdir(tmp_path/'cwd')
     monkeypatch.chdir(tmp_path/'cwd')
@@ -247,16 +264,22 @@ def test_truncated_archive(tmp_path, suffix):
 
 def test_no_archive(tmp_path):
     (tmp_path/'x.txt').write_text('hello')
-    with pytest.raises(UserError, match='x.txt is damaged, incomplete or not an archive') as e: cifar_dls(tmp_path/'x.txt')
+    with pytest.raises(UserError, match='x.txt is damaged, incomplete or not an archive') as e:
+        cifar_dls(tmp_path/'x.txt')
     assert '\n' not in str(e.value)
 
 @pytest.mark.parametrize('kw,message', [
-    (dict(bs=0), 'bs is 0'), (dict(bs=-1), 'bs is -1'), (dict(bs=1.5), 'bs is 1.5'), (dict(bs='64'), "bs is '64'"), (dict(bs=True), 'bs is True'),
-    (dict(val_bs=0), 'bs is 0'), (dict(fraction=0), 'fraction is 0'), (dict(fraction=1.1), 'fraction is 1.1'), (dict(fraction='half'), "fraction is 'half'"),
-    (dict(valid='hold'), "did you mean 'holdout'"), (dict(valid='holdout', holdout=1), 'holdout is 1'), (dict(valid='holdout', holdout=1e-9), 'leaves none'),
+    (dict(bs=0), 'bs is 0'), (dict(bs=-1), 'bs is -1'), (dict(bs=1.5), 'bs is 1.5'), (dict(bs='64'), "bs is '64'"),
+    (dict(bs=True), 'bs is True'),
+    (dict(val_bs=0), 'bs is 0'), (dict(fraction=0), 'fraction is 0'), (dict(fraction=1.1), 'fraction is 1.1'),
+    (dict(fraction='half'), "fraction is 'half'"),
+    (dict(valid='hold'), "did you mean 'holdout'"), (dict(valid='holdout', holdout=1), 'holdout is 1'),
+    (dict(valid='holdout', holdout=1e-9), 'leaves none'),
     (dict(pad=-1), 'pad is -1'), (dict(pad=1.5), 'pad is 1.5'),
-    (dict(dataset='digit'), "There is no data set 'digit': did you mean 'digits'"), (dict(dataset='no/where'), "no folder or archive 'no/where'"),
-    (dict(dataset=Path('nowhere')), "no folder or archive 'nowhere'"), (dict(dataset='nowhere.tgz'), "no folder or archive 'nowhere.tgz'")])
+    (dict(dataset='digit'), "There is no data set 'digit': did you mean 'digits'"),
+    (dict(dataset='no/where'), "no folder or archive 'no/where'"),
+    (dict(dataset=Path('nowhere')), "no folder or archive 'nowhere'"),
+    (dict(dataset='nowhere.tgz'), "no folder or archive 'nowhere.tgz'")])
 def test_bad_arguments(kw, message):
     with pytest.raises(UserError, match=message): cifar_dls(**dict(dict(dataset='digits'), **kw))
 
@@ -286,7 +309,8 @@ class Handler(BaseHTTPRequestHandler):
 def server(tmp_path, monkeypatch):
     write(some(python_layout(), 'cifar-10-batches-py'), tmp_path/'src.tar.gz')
     s = Server((tmp_path/'src.tar.gz').read_bytes())
-    monkeypatch.setitem(datasets, 'cifar10', replace(datasets['cifar10'], url=s.url, sha256=sha256(s.content).hexdigest()))
+    monkeypatch.setitem(datasets, 'cifar10',
+        replace(datasets['cifar10'], url=s.url, sha256=sha256(s.content).hexdigest()))
     yield s
     s.shutdown()
     s.server_close()
@@ -304,7 +328,8 @@ def test_download(server, tmp_path):
 def test_download_goes_on(server, tmp_path, ranges):
     "A download that breaks off says so, and the next run goes on where it stopped, if the server can"
     server.cut,server.ranges = 10_000,ranges
-    with pytest.raises(UserError, match=r'stopped after 10,000 of .* run it again and it goes on from there'): cifar_dls()
+    with pytest.raises(UserError, match=r'stopped after 10,000 of .* run it again and it goes on from there'):
+        cifar_dls()
     archive = tmp_path/'fastai/archive'
     assert files(archive)==['cifar-10-python.tar.gz.part']
     server.cut = None
@@ -319,14 +344,18 @@ def test_download_was_complete(server, tmp_path):
 def test_wrong_checksum(server, tmp_path):
     good,server.content = server.content,b'<html>log in</html>'
     mkdir(tmp_path/'root')
-    with pytest.raises(UserError, match='is not the data set: its SHA-256 is .* It was deleted; run it again'): cifar_dls(root=tmp_path/'root')
+    with pytest.raises(UserError, match='is not the data set: its SHA-256 is .* It was deleted; run it again'):
+        cifar_dls(root=tmp_path/'root')
     assert files(tmp_path/'root')==[]
     server.content = good
     assert len(cifar_dls(root=tmp_path/'root', device='cpu').train_ds)==100
 
 def test_no_network(tmp_path, monkeypatch):
-    monkeypatch.setitem(datasets, 'cifar10', replace(datasets['cifar10'], url='http://127.0.0.1:9/cifar-10-python.tar.gz'))
-    with pytest.raises(UserError, match=r"cifar10 is not in .*fastai/data, .*fastai/archive and http.* put cifar-10-python.tar.gz.*'digits' needs nothing") as e: cifar_dls()
+    monkeypatch.setitem(datasets, 'cifar10',
+        replace(datasets['cifar10'], url='http://127.0.0.1:9/cifar-10-python.tar.gz'))
+    with pytest.raises(UserError, match=r"cifar10 is not in .*fastai/data, .*fastai/archive and http.* put "
+        r"cifar-10-python.tar.gz.*'digits' needs nothing") as e:
+        cifar_dls()
     assert '\n' not in str(e.value) and not (tmp_path/'fastai').exists()
 
 def test_published_checksums():
@@ -358,7 +387,8 @@ def test_channel_stats():
     x = torch.randint(0, 256, (50,3,32,32), dtype=torch.uint8)*tensor([0.2,0.5,1.]).view(1,3,1,1)
     x = x.byte()
     mean,std = channel_stats(x)
-    assert np.allclose(mean, (x.double()/255).mean((0,2,3)), atol=1e-12) and np.allclose(std, (x.double()/255).std((0,2,3), correction=0), atol=1e-12)
+    assert np.allclose(mean, (x.double()/255).mean((0,2,3)), atol=1e-12) and np.allclose(std,
+        (x.double()/255).std((0,2,3), correction=0), atol=1e-12)
 
 def test_draws_are_uniform():
     "Every offset and both sides equally often: a chi-square test that fails once in ten thousand times"
@@ -397,7 +427,8 @@ def test_fraction_is_stratified_and_seeded():
 def test_holdout():
     whole,dls = cifar_dls('digits', device='cpu'),cifar_dls('digits', valid='holdout', holdout=0.2, device='cpu')
     def rows(*ds): return sorted(o.numpy().tobytes() for d in ds for o in d.x)
-    assert rows(dls[0].dataset, dls[1].dataset)==rows(whole.train_ds) and torch.equal(dls[2].dataset.x, whole.valid_ds.x)
+    assert rows(dls[0].dataset, dls[1].dataset)==rows(whole.train_ds) and torch.equal(dls[2].dataset.x,
+        whole.valid_ds.x)
     assert abs(len(dls.valid_ds)-0.2*len(whole.train_ds))<5
     half = cifar_dls('digits', valid='holdout', holdout=0.2, fraction=0.5, device='cpu')
     assert torch.equal(half.valid_ds.x, dls.valid_ds.x)
@@ -442,7 +473,8 @@ def test_streams_decide_everything(dls):
     dls.train.stream.load_state_dict(sd)
     b = list(dls.train)
     assert all(torch.equal(p, q) for o in zip(a, b) for p,q in zip(*o))
-    assert torch.equal(before[0], torch.get_rng_state()) and before[1]==random.getstate() and (before[2]==np.random.get_state()[1]).all()
+    assert torch.equal(before[0],
+        torch.get_rng_state()) and before[1]==random.getstate() and (before[2]==np.random.get_state()[1]).all()
 
 def test_loaders_share_no_transforms(dls):
     class Dark(ItemTransform):
@@ -471,7 +503,8 @@ def test_batches_in_a_given_order(dls):
 def small_net(): return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 10))
 
 @pytest.fixture
-def learn(dls, tmp_path): return Learner(dls, small_net(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=tmp_path, cbs=[])
+def learn(dls, tmp_path):
+    return Learner(dls, small_net(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=tmp_path, cbs=[])
 
 @pytest.fixture(autouse=True)
 def no_windows(monkeypatch):
@@ -530,7 +563,8 @@ def test_test_dl(learn, dls, tmp_path):
     arr = x.permute(1,2,0).numpy()
     path = mkdir(tmp_path/dls.vocab[y], parents=True)/'a.png'
     Image.fromarray(arr).save(path)
-    items = [path, str(path), Image.fromarray(arr), PILImage.create(path), arr, arr[...,0], arr/255, x, Tensor(x.float()/255), (x,), (x,y)]
+    items = [path, str(path), Image.fromarray(arr), PILImage.create(path), arr, arr[...,0], arr/255, x,
+        Tensor(x.float()/255), (x,), (x,y)]
     dl = dls.test_dl(items)
     xb, = dl.one_batch()
     assert torch.equal(xb, dls.valid.one_batch()[0][3:4].expand(len(items),-1,-1,-1))

@@ -148,11 +148,13 @@ def links_tar(path):
             m.type,m.linkname = tarfile.LNKTYPE,'train/a/z.png'
             t.addfile(m)
 
-@pytest.mark.parametrize('name,make', [('one.zip', zeros_zip), ('many.zip', lambda p: zeros_zip(p, 80, 1<<20)), ('one.tgz',
-    zeros_tgz),
-    ('header.tgz', lambda p: zeros_tgz(p, tarfile.XHDTYPE)), ('name.tgz', lambda p: zeros_tgz(p, tarfile.GNUTYPE_LONGNAME)),
-    ('hole.tar', sparse_tar),
-    ('links.tar', links_tar)], ids=lambda o: o if isinstance(o, str) else '')
+@pytest.mark.parametrize('name,make',
+    [('one.zip', zeros_zip), ('many.zip', lambda p: zeros_zip(p, 80, 1<<20)), ('one.tgz',
+        zeros_tgz),
+        ('header.tgz', lambda p: zeros_tgz(p, tarfile.XHDTYPE)),
+        ('name.tgz', lambda p: zeros_tgz(p, tarfile.GNUTYPE_LONGNAME)),
+        ('hole.tar', sparse_tar),
+        ('links.tar', links_tar)], ids=lambda o: o if isinstance(o, str) else '')
 def test_archive_bombs(tmp_path, name, make):
     "Whatever an archive unpacks to, no more than a limit is read"
     make(tmp_path/name)
@@ -208,7 +210,8 @@ def test_links_in_archives(tmp_path, suffix, name):
 
 def test_two_copies_in_one_source(tmp_path):
     "Batches of two folders are not mixed"
-    with refused('holds .*test_batch.* twice'): read_images(write(dict(a=py, b=dict(test_batch=py['test_batch'])), tmp_path/'x'))
+    with refused('holds .*test_batch.* twice'):
+        read_images(write(dict(a=py, b=dict(test_batch=py['test_batch'])), tmp_path/'x'))
 
 def test_bytes_that_are_not_utf8(tmp_path):
     label = b'caf\xe9'.decode(errors='surrogateescape')
@@ -216,7 +219,8 @@ def test_bytes_that_are_not_utf8(tmp_path):
     assert len(read_images(root).train_y)==5
     for bad in (f'train/{label}/1.png', f'test/{label}/1.png'):
         with refused(r'caf\\udce9'): read_images(write(dict(d=good | {bad: img}), tmp_path/f'{bad[:4]}{label}'))
-    with refused(r'caf\\udce9'): read_images(write(dict(d={k:v for k,v in py.items() if k!='test_batch'}), tmp_path/f'b{label}'))
+    with refused(r'caf\\udce9'):
+        read_images(write(dict(d={k:v for k,v in py.items() if k!='test_batch'}), tmp_path/f'b{label}'))
     with refused('class names'): read_images(write(dict(d=bn | {'batches.meta.txt': b'caf\xe9\n'*10}), tmp_path/'c'))
 
 # Folders
@@ -259,7 +263,8 @@ def test_special_sources(tmp_path, monkeypatch, kind):
     make_special(kind, path)
     monkeypatch.setitem(datasets, 'cifar10', DataSet('cifar10', 'cifar10', 'http://127.0.0.1:9/x.tgz', n_out=10))
     with time_limit():
-        for f in (lambda: cifar_dls(path), lambda: cifar_dls('cifar10', root=path), lambda: cifar_dls('cifar10', root=tmp_path/'r'),
+        for f in (lambda: cifar_dls(path), lambda: cifar_dls('cifar10', root=path),
+            lambda: cifar_dls('cifar10', root=tmp_path/'r'),
             lambda: list(files_in(path)), lambda: as_image(path)):
             with refused(): f()
 
@@ -317,22 +322,26 @@ x20 = b10['test_batch'][0]
     np.zeros(20, 'datetime64[s]'),
     np.full(20, 2**64-1, np.uint64), [float('nan')]*20, {1: 2}, b'x'*20], ids=lambda o: str(o)[:20])
 def test_labels_of_any_kind(tmp_path, labels):
-    with refused('test_batch|[Ll]abels'): read_images(write(dict(d=py | dict(test_batch=batch(labels=labels))), tmp_path/'x.zip'))
+    with refused('test_batch|[Ll]abels'):
+        read_images(write(dict(d=py | dict(test_batch=batch(labels=labels))), tmp_path/'x.zip'))
 
 @pytest.mark.parametrize('labels', [np.array([1]*20, np.uint8), np.array([1]*20, np.int32), (1,)*20])
 def test_labels_that_are_integers(tmp_path, labels):
-    assert read_images(write(dict(d=py | dict(test_batch=batch(labels=labels))), tmp_path/'x.zip')).test_y.tolist()==[1]*20
+    assert read_images(write(dict(d=py | dict(test_batch=batch(labels=labels))),
+        tmp_path/'x.zip')).test_y.tolist()==[1]*20
 
-@pytest.mark.parametrize('data', [None, 'abc', 7, [[0]*3072]*20, x20.astype(float), x20.astype(np.int16), x20[:,:-1], x20[0],
-    x20.reshape(20,3,32,32), x20.astype(object), np.array(3),
-    np.zeros((0,3072), np.uint8)], ids=lambda o: str(o)[:20])
+@pytest.mark.parametrize('data',
+    [None, 'abc', 7, [[0]*3072]*20, x20.astype(float), x20.astype(np.int16), x20[:,:-1], x20[0],
+        x20.reshape(20,3,32,32), x20.astype(object), np.array(3),
+        np.zeros((0,3072), np.uint8)], ids=lambda o: str(o)[:20])
 def test_images_of_any_kind(tmp_path, data):
     with refused('test_batch'): read_images(write(dict(d=py | dict(test_batch=batch(data=data))), tmp_path/'x.zip'))
 
 @pytest.mark.parametrize('d', [None, 3, [], [1,2], 'data', (), {}, dict(data=x20), dict(labels=[1]*20), {b'data': x20,
     b'labels': [1]*20}, x20, np.array(None, object)], ids=lambda o: str(o)[:20])
 def test_batches_of_any_shape(tmp_path, d):
-    with refused('test_batch holds no images and labels'): read_images(write(dict(d=py | dict(test_batch=pickle.dumps(d))), tmp_path/'x.zip'))
+    with refused('test_batch holds no images and labels'):
+        read_images(write(dict(d=py | dict(test_batch=pickle.dumps(d))), tmp_path/'x.zip'))
 
 @pytest.mark.parametrize('meta', [None, 3, [], names10, 'abc', (), np.arange(10), dict(label_names=3),
     dict(label_names='abcdefghij'), dict(label_names=list(range(10))),
@@ -369,14 +378,16 @@ def test_pickles_ask_for_no_memory():
 def test_damage_of_every_kind(tmp_path, layout, suffix):
     "Bytes changed, cut, doubled and inserted at random: images or one sentence"
     rand = random.Random(f'{layout}{suffix}')
-    small = dict(py={k: (pickle.dumps(dict(data=x[:2], labels=y[:2])) if 'meta' not in k else py[k]) for k,(x,y) in [*b10.items(), ('batches.meta',(0,0))]},
+    small = dict(py={k: (pickle.dumps(dict(data=x[:2], labels=y[:2])) if 'meta' not in k else py[k])
+        for k,(x,y) in [*b10.items(), ('batches.meta',(0,0))]},
         bin={k: v[:2*3073] if 'meta' not in k else v for k,v in bn.items()}, images=good)[layout]
     files = dict(d=small)
     whole = {k: v for k,v in small.items()} if not suffix else write(files, tmp_path/f'x{suffix}').read_bytes()
     def damage(data):
         data = bytearray(data)
         for _ in range(rand.choice([1,1,2,8])):
-            i,n = rand.randrange(len(data) or 1) if rand.random()<0.5 else rand.randrange(min(len(data), 600) or 1),rand.choice([1,1,4,50])
+            i = rand.randrange(len(data) or 1) if rand.random()<0.5 else rand.randrange(min(len(data), 600) or 1)
+            n = rand.choice([1,1,4,50])
             how = rand.choice('fxcdi')
             if how=='f': data[i:i+1] = bytes([(data[i:i+1] or b'\0')[0]^(1<<rand.randrange(8))])
             if how=='x': data[i:i+n] = rand.randbytes(n)
@@ -489,7 +500,8 @@ def test_only_formats_of_images(tmp_path):
     eps = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n'
     started = []
     from PIL import EpsImagePlugin
-    old,EpsImagePlugin.Ghostscript = EpsImagePlugin.Ghostscript,lambda *a, **k: started.append(a) or Image.new('RGB', (32,32))
+    old = EpsImagePlugin.Ghostscript
+    EpsImagePlugin.Ghostscript = lambda *a, **k: started.append(a) or Image.new('RGB', (32,32))
     try:
         with refused('1.png'): read_one(tmp_path, eps)
         with refused(): as_image(eps)
@@ -504,20 +516,25 @@ def test_only_formats_of_images(tmp_path):
 def huge_png(w, h):
     import zlib
     def chunk(k, d): return struct.pack('>I', len(d))+k+d+struct.pack('>I', zlib.crc32(k+d))
-    return b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0))+chunk(b'IDAT', zlib.compress(b''))+chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0))+chunk(b'IDAT',
+        zlib.compress(b''))+chunk(b'IEND', b'')
 
 @pytest.mark.parametrize('w,h', [(9000,9000), (12000,12000), (60000,60000), (2**31-1,2**31-1), (70_000_000,1)])
 def test_pixels_have_a_limit(tmp_path, w, h):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        with refused(r'1.png.* is not a readable image \(.*pixels.*(there may be|exceeds)'): read_one(tmp_path, huge_png(w, h))
+        with refused(r'1.png.* is not a readable image \(.*pixels.*(there may be|exceeds)'):
+            read_one(tmp_path, huge_png(w, h))
 
 def forms(x):
     "A grey image `x`, `(h,w)`, in every usual form"
     t = torch.from_numpy(x)
-    yield from (x, x[None], x[...,None], t, t[None], t[...,None], TensorImage(t[None]), np.asfortranarray(x), x[::-1][::-1])
-    yield from (np.repeat(x[...,None], 3, -1), np.repeat(x[None], 3, 0), t.expand(3,-1,-1), t[...,None].expand(-1,-1,3), Image.fromarray(x))
-    yield from (x.astype(int), t.long(), x.astype(np.uint16)*257, (x/255), (t/255), (t/255).half(), (x/255).astype(np.float16))
+    yield from (x, x[None], x[...,None], t, t[None], t[...,None], TensorImage(t[None]), np.asfortranarray(x),
+        x[::-1][::-1])
+    yield from (np.repeat(x[...,None], 3, -1), np.repeat(x[None], 3, 0), t.expand(3,-1,-1), t[...,None].expand(-1,-1,3),
+        Image.fromarray(x))
+    yield from (x.astype(int), t.long(), x.astype(np.uint16)*257, (x/255), (t/255), (t/255).half(),
+        (x/255).astype(np.float16))
     yield from (np.dstack([x,x,x,np.full_like(x, 255)]), torch.stack([t,t,t,torch.full_like(t, 255)]))
 
 @pytest.mark.parametrize('i', range(23))
@@ -530,13 +547,16 @@ def test_grey_images_in_every_form(i):
 
 def test_black_and_white_arrays():
     b = ramp%3==0
-    assert np.array_equal(as_image(b)[...,0], b*255) and np.array_equal(as_image(torch.from_numpy(b)[None])[...,0], b*255)
+    assert np.array_equal(as_image(b)[...,0], b*255) and np.array_equal(as_image(torch.from_numpy(b)[None])[...,0],
+        b*255)
 
 @pytest.mark.parametrize('o', [np.zeros((2,32,32,3), np.uint8), torch.zeros(1,3,32,32), np.zeros(5), np.array(3),
     torch.tensor(1.), np.zeros((0,32), np.uint8), np.zeros((32,0,3)), np.zeros((7,32,9), np.uint8),
-    np.full((32,32), 1.1), np.full((32,32), -.1), np.full((32,32), 200.), torch.linspace(-1, 2, 3072).view(3,32,32), torch.full((3,32,32), float('inf')),
+    np.full((32,32), 1.1), np.full((32,32), -.1), np.full((32,32), 200.), torch.linspace(-1, 2, 3072).view(3,32,32),
+    torch.full((3,32,32), float('inf')),
     np.full((32,32), np.nan), np.full((32,32), 300),
-    np.zeros((32,32), complex), np.zeros((32,32), object), np.full((32,32), 'a'), (), [], None, 3, b'', b'nope', '', 'a\0b',
+    np.zeros((32,32), complex), np.zeros((32,32), object), np.full((32,32), 'a'), (), [], None, 3, b'',
+    b'nope', '', 'a\0b',
     'x'*5000, '/dev/zero', object(), {}], ids=lambda o: 'object' if type(o) is object else str(o)[:25])
 def test_what_is_no_image(o):
     with time_limit(), refused('cannot be read'): as_image(o)

@@ -29,18 +29,21 @@ def test_the_seed_decides_what_is_trained_and_held_out():
 def test_first_images(tmp_path, layout):
     "`first`: the first of both splits, in the source's order, whatever the seed"
     root = write(layout(), tmp_path/'x')/next(iter(layout()))
-    whole,half,other = (cifar_dls(root, device='cpu', **kw) for kw in ({}, dict(fraction=0.5, rule='first'), dict(fraction=0.5, rule='first', seed=7)))
+    whole,half,other = (cifar_dls(root, device='cpu', **kw)
+        for kw in ({}, dict(fraction=0.5, rule='first'), dict(fraction=0.5, rule='first', seed=7)))
     for dls in (half,other):
         for i in (0,1):
             n = len(whole[i].dataset)//2
-            assert torch.equal(dls[i].dataset.x, whole[i].dataset.x[:n]) and torch.equal(dls[i].dataset.y, whole[i].dataset.y[:n])
+            assert torch.equal(dls[i].dataset.x, whole[i].dataset.x[:n]) and torch.equal(dls[i].dataset.y,
+                whole[i].dataset.y[:n])
     assert half.split==dict(rule='first', fraction=0.5, valid='test', holdout=None)==json.loads(json.dumps(other.split))
     assert half.source_digest==whole.source_digest
 
 def test_first_images_of_class_folders(tmp_path):
     "Sorted by class, the first half would be half of the classes: a fixed stratified part of both splits"
     root = write(image_layout(('a','b')), tmp_path/'x')
-    whole,a,b = (cifar_dls(root, device='cpu', **kw) for kw in ({}, dict(fraction=0.5, rule='first', seed=1), dict(fraction=0.5, rule='first', seed=2)))
+    whole,a,b = (cifar_dls(root, device='cpu', **kw)
+        for kw in ({}, dict(fraction=0.5, rule='first', seed=1), dict(fraction=0.5, rule='first', seed=2)))
     for i in (0,1):
         assert torch.equal(a[i].dataset.x, b[i].dataset.x) and a[i].dataset.y.tolist()==[0,1]
         assert torch.equal(a[i].dataset.x, whole[i].dataset.x[stratified(whole[i].dataset.y, 0.5, 42)[0]])
@@ -49,7 +52,8 @@ def test_first_images_of_class_folders(tmp_path):
 def test_split_and_digest_are_recorded(tmp_path):
     a = digits(fraction=0.5, valid='holdout', holdout=0.2)
     assert a.split==dict(rule='stratified', fraction=0.5, valid='holdout', holdout=0.2) and len(a.source_digest)==16
-    assert {digits(**kw).source_digest for kw in ({}, dict(seed=3), dict(fraction=0.1), dict(valid='holdout'))}=={a.source_digest}
+    assert {digits(**kw).source_digest
+        for kw in ({}, dict(seed=3), dict(fraction=0.1), dict(valid='holdout'))}=={a.source_digest}
     for o in (a.new_empty(), pickle.loads(pickle.dumps(a))): assert (o.split,o.source_digest)==(a.split,a.source_digest)
     root = write(image_layout(('a','b')), tmp_path/'x')
     assert cifar_dls(root, device='cpu').source_digest==cached_images(root).digest!=a.source_digest
@@ -106,7 +110,8 @@ def test_a_subclass_decides_the_order(ds):
         def permutation(self): return torch.arange(self.n).flip(0)
     class Nothing(TensorDL):
         def get_idxs(self): return []
-    assert torch.equal(ys(Back(ds)), ds.y.flip(0)) and torch.equal(ys(Order(ds, shuffle=True)), ds.y.flip(0)) and torch.equal(ys(Perm(ds)), ds.y.flip(0))
+    assert torch.equal(ys(Back(ds)), ds.y.flip(0)) and torch.equal(ys(Order(ds, shuffle=True)),
+        ds.y.flip(0)) and torch.equal(ys(Perm(ds)), ds.y.flip(0))
     assert torch.equal(ys(Order(ds)), ds.y)
     assert ys(Few(ds)).tolist()==ds.y[[5,0,7]].tolist() and ys(Lazy(ds)).tolist()==ds.y[[1,2,3]].tolist()
     assert torch.equal(ys(More(ds)), ds.y.repeat(2)) and list(Nothing(ds))==[]
@@ -123,7 +128,8 @@ def test_hooks_that_a_gather_has_no_place_for(ds):
     "Refused rather than left out"
     class Item(TensorDL):
         def create_item(self, i): return super().create_item(i)
-    for f in (lambda: Item(ds), lambda: TensorDL(ds, after_item=[Transform(lambda o: o)]), lambda: TensorDL(ds, before_batch=Transform(lambda o: o)),
+    for f in (lambda: Item(ds), lambda: TensorDL(ds, after_item=[Transform(lambda o: o)]),
+        lambda: TensorDL(ds, before_batch=Transform(lambda o: o)),
         lambda: TensorDL(ds, create_batch=lambda b: b)):
         with refused('after_batch'): f()
     assert len(TensorDL(ds).new(bs=7)) and len(W(ds, bs=7).new())
@@ -147,7 +153,8 @@ def test_weights_of_classes(ds, form):
 def test_weights_of_images(ds):
     "One per image of the source: they follow their images into a part"
     w = favour(ds)
-    for kw in ({}, dict(fraction=0.5), dict(valid='holdout'), dict(valid='holdout', fraction=0.5, seed=3)): assert abs(share(digits(weights=w, **kw))-0.917)<0.02
+    for kw in ({}, dict(fraction=0.5), dict(valid='holdout'), dict(valid='holdout', fraction=0.5, seed=3)):
+        assert abs(share(digits(weights=w, **kw))-0.917)<0.02
     only = torch.zeros(len(ds))
     only[[4,9,100]] = torch.tensor([1.,2.,1.])
     dls = digits(weights=only)
@@ -188,7 +195,8 @@ def test_weights_stay(tmp_path):
     assert (ys(dls.train.new(bs=9))==3).float().mean()>0.8
     assert torch.equal(ys(dls.train.new(shuffle=False)), dls.train_ds.y)
     assert (ys(pickle.loads(pickle.dumps(dls)).train)==3).float().mean()>0.8
-    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), loss_func=CrossEntropyLossFlat(), path=tmp_path)
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), loss_func=CrossEntropyLossFlat(),
+        path=tmp_path)
     learn.export('m.pkl')
     again = load_learner(tmp_path/'m.pkl')
     assert (ys(again.dls.train.new(dls.train_ds))==3).float().mean()>0.8
@@ -206,9 +214,11 @@ def test_weights_on_a_device_without_numbers():
     dls.cpu()
     assert len(ys(dls.train))==len(dls.train_ds)
 
-@pytest.mark.parametrize('w', ['balance', [1.]*9, [-1.]+[1.]*9, [float('nan')]*10, [float('inf')]+[1.]*9, [0.]*10, ['a']*10,
-    [None]*10, [[1.]*10], 3, True, {'0': 1.}, {}, [], b'x', object(),
-    [10**400]*10, torch.ones(10, dtype=torch.complex64), {str(i+1): 1. for i in range(10)}, [1]*1500], ids=lambda o: str(o)[:20])
+@pytest.mark.parametrize('w',
+    ['balance', [1.]*9, [-1.]+[1.]*9, [float('nan')]*10, [float('inf')]+[1.]*9, [0.]*10, ['a']*10,
+        [None]*10, [[1.]*10], 3, True, {'0': 1.}, {}, [], b'x', object(),
+        [10**400]*10, torch.ones(10, dtype=torch.complex64), {str(i+1): 1. for i in range(10)}, [1]*1500],
+    ids=lambda o: str(o)[:20])
 def test_weights_that_are_none(w):
     with refused('weights'): digits(weights=w)
 
@@ -232,7 +242,8 @@ def test_drop_last():
     (dict(fraction=float('nan')), 'fraction is nan'), (dict(fraction=True), 'fraction is True'),
     (dict(fraction=10**400), 'fraction is 1000'), (dict(fraction=1e-300, rule='first'), 'fraction is 1e-300'),
     (dict(fraction=None), 'fraction is None'), (dict(fraction=np.ones(2)), 'fraction is'),
-    (dict(valid='holdout', holdout=1-1e-15), 'holdout is 0.9'), (dict(valid='holdout', holdout=0), r'holdout is 0: .*\(0, 1\)'),
+    (dict(valid='holdout', holdout=1-1e-15), 'holdout is 0.9'),
+    (dict(valid='holdout', holdout=0), r'holdout is 0: .*\(0, 1\)'),
     (dict(holdout=2), 'holdout is 2'),
     (dict(seed=-1), 'seed is -1'), (dict(seed=2**64), 'seed is 18446744073709551616'), (dict(seed=10**5000), 'seed is'),
     (dict(seed='a'), "seed is 'a'"), (dict(seed=1.5), 'seed is 1.5'), (dict(seed=None), 'seed is None'),
@@ -242,7 +253,8 @@ def test_drop_last():
     (dict(pad='4'), "pad is '4'"), (dict(pad=float('nan')), 'pad is nan'),
     (dict(flip='no'), "flip is 'no'"), (dict(flip=0.3), 'flip is 0.3'), (dict(drop_last='no'), "drop_last is 'no'"),
     (dict(drop_last=None), 'drop_last is None'),
-    (dict(rule='frist'), "no rule 'frist': did you mean 'first'"), (dict(rule=None), 'no rule'), (dict(rule=['first']), 'no rule'),
+    (dict(rule='frist'), "no rule 'frist': did you mean 'first'"), (dict(rule=None), 'no rule'),
+    (dict(rule=['first']), 'no rule'),
     (dict(valid=None), 'validation images'), (dict(valid=[]), 'validation images'),
     (dict(dataset=None), 'dataset is None'), (dict(dataset=[]), r'dataset is \[\]'), (dict(dataset={}), 'dataset is'),
     (dict(dataset=3), 'dataset is 3'), (dict(dataset=b'digits'), 'dataset is'),
@@ -250,16 +262,19 @@ def test_drop_last():
     (dict(dataset='x'*5000), 'data set|folder'), (dict(dataset='/'+'x'*5000), 'folder or archive'),
     (dict(dataset='~nobody_of_that_name/x'), 'nobody_of_that_name'), (dict(dataset='\udcff/x'), r'\\udcff'),
     (dict(dataset='\udcff'), r'\\udcff'),
-    (dict(root='nowhere'), r"root is 'nowhere': .*existing"), (dict(root=''), "root is ''"), (dict(root='a\0b'), 'root is'),
+    (dict(root='nowhere'), r"root is 'nowhere': .*existing"), (dict(root=''), "root is ''"),
+    (dict(root='a\0b'), 'root is'),
     (dict(root=3), 'root is 3'), (dict(root=[]), r'root is \[\]'), (dict(root=True), 'root is True'),
     (dict(root='x'*5000), 'root is'), (dict(root='~nobody_of_that_name'), 'root is'), (dict(root='\udcff'), 'root is'),
     (dict(dataset='cifar10', root='nowhere'), 'root is'),
-    (dict(device='gpu9'), "device is 'gpu9'"), (dict(device=[]), r'device is \[\]')], ids=lambda o: o[:40] if isinstance(o, str) else '-')
+    (dict(device='gpu9'), "device is 'gpu9'"), (dict(device=[]), r'device is \[\]')],
+    ids=lambda o: o[:40] if isinstance(o, str) else '-')
 def test_arguments(kw, message):
     with time_limit(), refused(message): cifar_dls(**dict(dict(dataset='digits', device='cpu'), **kw))
 
 def test_numbers_of_numpy_and_torch():
-    a = digits(bs=np.int64(64), seed=torch.tensor(3), fraction=np.float32(0.5), pad=np.uint8(2), val_bs=torch.tensor(32))
+    a = digits(bs=np.int64(64), seed=torch.tensor(3), fraction=np.float32(0.5), pad=np.uint8(2),
+        val_bs=torch.tensor(32))
     b = digits(bs=64, seed=3, fraction=0.5, pad=2, val_bs=32)
     assert torch.equal(a.one_batch()[0], b.one_batch()[0]) and json.dumps(a.split)==json.dumps(b.split)
     assert len(digits(seed=2**64-1).train_ds)==len(digits(seed=0).train_ds)
@@ -289,4 +304,5 @@ def test_nothing_to_predict():
 @pytest.mark.parametrize('part', ['','.part'])
 def test_a_download_into_what_is_no_file(tmp_path, monkeypatch, kind, part):
     make_special(kind, mkdir(tmp_path/'r')/f'x.tgz{part}')
-    with time_limit(), refused('is not a regular file'): download_archive('http://127.0.0.1:9/x.tgz', tmp_path/'r', '0'*64)
+    with time_limit(), refused('is not a regular file'):
+        download_archive('http://127.0.0.1:9/x.tgz', tmp_path/'r', '0'*64)

@@ -14,17 +14,18 @@ from cifar_fastai.callback.distill import KD, Teacher, kd_loss
 from cifar_fastai.learner import cifar_learner
 from cifar_fastai.callback.sam import SAM
 from cifar_fastai.serialize import save_tree
+from common import fit_of
 
-def net(n_out=10): return nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.Flatten(), nn.Linear(4*64, n_out))
+def net(n_out=10):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.Flatten(),
+        nn.Linear(4*64, n_out))
 
 def learner(cbs=(), model=None, **kw):
     set_seed(0)
-    return cifar_learner(model or net(), cifar_dls('digits', bs=20, fraction=40/1500, val_bs=100), cbs=cbs, lr=0.05, **kw)
+    return cifar_learner(model or net(), cifar_dls('digits', bs=20, fraction=40/1500, val_bs=100), cbs=cbs,
+        lr=0.05, **kw)
 
-def fit(learn, n=1, **kw):
-    set_seed(1)
-    with learn.no_bar(), learn.no_logging(): learn.fit(n, **kw)
-    return learn
+fit = fit_of(seed=1)
 
 def weights(m): return {k:v.clone(memory_format=torch.contiguous_format) for k,v in m.state_dict().items()}
 def same(a, b): return all(torch.equal(v, b[k]) for k,v in a.items())
@@ -33,7 +34,8 @@ def test_is_torchs():
     "The divergence is torch's `KLDivLoss`, in each reduction"
     z,t = torch.randn(2, 5, 7, dtype=torch.float64).unbind()
     want = nn.KLDivLoss(reduction='none')((z/3).log_softmax(1), (t/3).softmax(1)).sum(1)*9
-    for r in ('mean', 'sum', 'none'): torch.testing.assert_close(kd_loss(z, t, 3, r), want if r=='none' else getattr(want, r)())
+    for r in ('mean', 'sum', 'none'):
+        torch.testing.assert_close(kd_loss(z, t, 3, r), want if r=='none' else getattr(want, r)())
 
 @pytest.mark.parametrize('kind', ['module', 'learner', 'best', 'checkpoint'])
 def test_sources(kind, tmp_path):
@@ -90,10 +92,14 @@ def test_same_autocast():
     assert set(dtypes)=={torch.bfloat16}
 
 @pytest.mark.parametrize('made,said', [
-    (lambda: KD('resnet20'), "The teacher 'resnet20' needs trained weights"), (lambda: KD('resnet2O', path='x'), "There is no backbone 'resnet2O'"),
-    (lambda: KD('resnet20', path='no.safetensors'), 'There is no file \'no.safetensors\' with the weights of the teacher'), (lambda: KD(3), 'The teacher is a int'),
-    (lambda: KD(net(), alpha=1.5), 'alpha is 1.5: it must be a number in [0, 1].'), (lambda: KD(net(), T=0), 'T is 0: it must be a number in [0.001, 1000].'),
-    (lambda: KD(net(), path='x'), "path is 'x': it goes with the name of a backbone"), (lambda: KD('resnet20', path=3), 'path is 3: it must be the file')])
+    (lambda: KD('resnet20'), "The teacher 'resnet20' needs trained weights"),
+    (lambda: KD('resnet2O', path='x'), "There is no backbone 'resnet2O'"),
+    (lambda: KD('resnet20', path='no.safetensors'), 'There is no file '
+        '\'no.safetensors\' with weights of the teacher'), (lambda: KD(3), 'The teacher is a int'),
+    (lambda: KD(net(), alpha=1.5), 'alpha is 1.5: it must be a number in [0, 1].'),
+    (lambda: KD(net(), T=0), 'T is 0: it must be a number in [0.001, 1000].'),
+    (lambda: KD(net(), path='x'), "path is 'x': it goes with the name of a backbone"),
+    (lambda: KD('resnet20', path=3), 'path is 3: it must be the file')])
 def test_refused_when_made(made, said):
     with pytest.raises(UserError) as e: made()
     assert said in str(e.value)
@@ -105,7 +111,8 @@ def test_refused_files(tmp_path):
     (tmp_path/'empty').touch()
     save_tree(tmp_path/'tree', dict(a=1))
     save_tree(tmp_path/'list', [1])
-    files = dict(folder='is a folder', text='is not a file of weights', empty='is not a file of weights', tree='holds no weights', list='is not a checkpoint')
+    files = dict(folder='is a folder', text='is not a file of weights', empty='is not a file of weights',
+        tree='holds no weights', list='is not a checkpoint')
     if hasattr(os, 'mkfifo'):
         os.mkfifo(tmp_path/'pipe')
         files['pipe'] = 'There is no file'
@@ -119,8 +126,8 @@ def test_refused_before_training(tmp_path):
     'Another number of classes, the student as its own teacher, two teachers, weights of another network: nothing has moved'
     save_file(weights(create_model('lenet', 7)), tmp_path/'w.safetensors')
     student,bad = net(),KD('lenet', path=tmp_path/'w.safetensors')
-    cases = [(KD(net(7)), 'knows 7 classes and the student 10'), (KD(student), 'is the network that trains'),
-        ([KD(net()), KD(net())], 'each say what the labels weigh'), (bad, 'weights of a lenet for 10 classes')]
+    cases = [(KD(net(7)), 'has 7 classes and the student 10'), (KD(student), 'is the network that trains'),
+        ([KD(net()), KD(net())], 'each weigh the labels against a teacher'), (bad, 'weights of a lenet for 10 classes')]
     before = {n:p.detach().clone() for n,p in student.named_parameters()}
     for cbs,said in cases:
         with pytest.raises(UserError, match=said): fit(learner(cbs, student))

@@ -41,7 +41,8 @@ def digits():
 def small(name='small', exps='exps', **kw):
     'Train for a second'
     row,resume = kw.pop('row', '3.3/lenet'),kw.pop('resume', False)
-    with redirect_stdout(StringIO()): return train(replace(config, **kw), name, exps=exps, gpu='cpu', row=row, resume=resume)
+    with redirect_stdout(StringIO()):
+        return train(replace(config, **kw), name, exps=exps, gpu='cpu', row=row, resume=resume)
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory): return small(exps=tmp_path_factory.mktemp('exps'))
@@ -52,7 +53,8 @@ def finished(trained): return Path(shutil.copytree(trained, 'exps/small/1'))
 @pytest.fixture
 def interrupted(finished):
     'The same run, interrupted after its first epoch'
-    serialize.save_tree(finished/'last.safetensors', serialize.load_tree(finished/'last.safetensors') | dict(epoch=1, finished=False))
+    serialize.save_tree(finished/'last.safetensors',
+        serialize.load_tree(finished/'last.safetensors') | dict(epoch=1, finished=False))
     return finished
 
 def refused(f, *words):
@@ -101,12 +103,15 @@ def test_only_regular_files_are_replaced(finished, writer, kind):
     refused(lambda: writers[writer]('out.png'), 'out.png')
     assert tree_of('.')==before
 
-@pytest.mark.parametrize('name', ['config.yaml', 'environment.json', 'log.csv', 'curves.png', 'best.safetensors', 'last.safetensors', '.lock', 'Config.YAML'])
+@pytest.mark.parametrize('name',
+    ['config.yaml', 'environment.json', 'log.csv', 'curves.png', 'best.safetensors', 'last.safetensors', '.lock',
+        'Config.YAML'])
 @pytest.mark.parametrize('writer', writers)
 def test_files_of_a_run_are_not_outputs(finished, writer, name):
     Path('scratch').symlink_to('exps/small')
     before = tree_of('.')
-    for folder in ('exps/small/1', 'exps/../exps/small/1', 'scratch/1'): refused(lambda: writers[writer](f'{folder}/{name}'), name, 'belongs to a run')
+    for folder in ('exps/small/1', 'exps/../exps/small/1', 'scratch/1'):
+        refused(lambda: writers[writer](f'{folder}/{name}'), name, 'belongs to a run')
     assert tree_of('.')==before
     writers[writer]('exps/small/1/mine.png')
 
@@ -142,8 +147,10 @@ def test_commands_refuse_before_they_work(finished, monkeypatch):
     from cifar_fastai import bench,cli
     from cifar_fastai.studies import report as results
     def no(*args, **kwargs): raise AssertionError('began')
-    for mod,name in ((run.RunPlan, 'learner'), (results, 'compare_runs'), (bench, 'epoch_cost')): monkeypatch.setattr(mod, name, no)
-    for cmd in (lambda o: cli.cifar_lr_find(config, out=o), lambda o: cli.cifar_compare(finished, finished, o), lambda o: cli.cifar_bench(out=o)):
+    for mod,name in ((run.RunPlan, 'learner'), (results, 'compare_runs'), (bench, 'epoch_cost')):
+        monkeypatch.setattr(mod, name, no)
+    for cmd in (lambda o: cli.cifar_lr_find(config, out=o), lambda o: cli.cifar_compare(finished, finished, o),
+        lambda o: cli.cifar_bench(out=o)):
         refused(lambda: cmd('exps/small/1/log.csv'), 'belongs to a run')
 
 def test_linked_folders_are_followed(finished):
@@ -177,7 +184,8 @@ def test_permissions_follow_the_umask(umask, mode):
 # -- the disk
 
 @posix
-@pytest.mark.parametrize('write', [lambda: serialize.save_tree('out', dict(a=torch.zeros(3))), lambda: text('out')], ids=['tensors', 'text'])
+@pytest.mark.parametrize('write', [lambda: serialize.save_tree('out', dict(a=torch.zeros(3))), lambda: text('out')],
+    ids=['tensors', 'text'])
 def test_what_is_renamed_was_synced(monkeypatch, write):
     'The very file that gets the name is on the disk before it does, and then its folder is'
     seen,fsync,rename = [],os.fsync,os.replace
@@ -197,18 +205,22 @@ def test_what_is_renamed_was_synced(monkeypatch, write):
 def test_what_the_kernel_sees():
     'The same, as system calls: the last write to the file that is renamed comes before its fsync'
     code = f"import torch; from cifar_fastai.serialize import *; save_tree({str(Path.cwd()/'out')!r}, dict(a=torch.zeros(3)))"
-    subprocess.run(['strace', '-f', '-y', '-e', 'trace=/^(rename|fsync|fdatasync|write|pwrite)', '-o', 'calls', sys.executable, '-c', code], check=True)
+    subprocess.run(['strace', '-f', '-y', '-e', 'trace=/^(rename|fsync|fdatasync|write|pwrite)', '-o', 'calls',
+        sys.executable, '-c', code], check=True)
     calls = [o.split(' ', 1)[1].strip() for o in Path('calls').read_text().splitlines() if str(Path.cwd()) in o]
-    at = {k:max(i for i,o in enumerate(calls) if re.match(p, o)) for k,p in dict(renamed=r'rename.*/out"', folder=rf'fsync\(\d+<{Path.cwd()}>').items()}
+    at = {k:max(i for i,o in enumerate(calls) if re.match(p, o))
+        for k,p in dict(renamed=r'rename.*/out"', folder=rf'fsync\(\d+<{Path.cwd()}>').items()}
     source = re.search(r'"([^"]*)"', calls[at['renamed']])[1].split('/')[-1]
     synced = max(i for i,o in enumerate(calls) if re.match(rf'fsync\(\d+<.*/{re.escape(source)}>', o))
-    assert synced<at['renamed']<at['folder'] and not any(o.startswith(('write', 'pwrite', 'rename')) for o in calls[synced+1:at['renamed']])
+    assert synced<at['renamed']<at['folder'] and not any(o.startswith(('write', 'pwrite', 'rename'))
+        for o in calls[synced+1:at['renamed']])
 
 @pytest.mark.parametrize('name', ['.tmpAbC123', '.tmp-0123456789abcdef'])
 def test_leftovers_of_a_kill_are_removed(interrupted, name):
     'When the run starts again, and not while another process runs it'
     (interrupted/name).write_bytes(b'half a checkpoint')
-    holder = subprocess.Popen([sys.executable, '-c', "import sys; from filelock import FileLock\nwith FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()",
+    holder = subprocess.Popen([sys.executable, '-c', "import sys; from filelock import FileLock\nwith "
+        "FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()",
         str(interrupted/'.lock')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline()=='held\n'
     refused(lambda: small(resume=True), 'another process')
@@ -219,7 +231,8 @@ def test_leftovers_of_a_kill_are_removed(interrupted, name):
 
 # -- names and places of runs
 
-bad_names = ['..', '.', '../up', 'a/b', '/abs', 'a\\b', '\\\\host\\share', 'C:x', 'a\0b', 'a\nb', '', ' ', '.hidden', 'CON', 'nul.txt', 'com1', 'dot.', 'space ', 'x'*300, 'é'*200, 'a*b', '\ud800']
+bad_names = ['..', '.', '../up', 'a/b', '/abs', 'a\\b', '\\\\host\\share', 'C:x', 'a\0b', 'a\nb', '', ' ', '.hidden',
+    'CON', 'nul.txt', 'com1', 'dot.', 'space ', 'x'*300, 'é'*200, 'a*b', '\ud800']
 
 @pytest.mark.parametrize('name', bad_names)
 def test_names_stay_in_their_folder(name, tmp_path):
@@ -242,7 +255,8 @@ def test_names_of_a_command(capsys, tmp_path, where, name):
 def test_names_that_are_fine(name): assert run.check_name(name)==name
 
 def as_a_file(p): p.write_text('precious')
-places = {'a file':as_a_file, 'a dangling link':lambda p: p.symlink_to('nowhere'), 'a loop':lambda p: p.symlink_to(p.name)}
+places = {'a file':as_a_file, 'a dangling link':lambda p: p.symlink_to('nowhere'),
+    'a loop':lambda p: p.symlink_to(p.name)}
 
 @pytest.mark.parametrize('where', ['exps', 'exps/small', 'exps/small/1'])
 @pytest.mark.parametrize('what', places)
@@ -307,7 +321,9 @@ def test_a_folder_that_vanishes(monkeypatch):
 
 # -- what is a run
 
-@pytest.mark.parametrize('kw', [dict(schedule='warmup_multistep(warmup=-1.)'), dict(tricks='KD("nowhere")'), dict(schedule='multistep((9,8))'), dict(tricks='CutMix() MixUp()'), dict(tricks='ShakeDrop()')], ids=str)
+@pytest.mark.parametrize('kw',
+    [dict(schedule='warmup_multistep(warmup=-1.)'), dict(tricks='KD("nowhere")'), dict(schedule='multistep((9,8))'),
+        dict(tricks='CutMix() MixUp()'), dict(tricks='ShakeDrop()')], ids=str)
 def test_a_refused_run_leaves_nothing(kw):
     'And its name is free'
     try: small(**kw)
@@ -338,7 +354,8 @@ def test_weights_without_settings_are_not_continued(finished):
     for resume in (False, True): refused(lambda: small(resume=resume), 'config.yaml')
     assert tree_of('.')==before
 
-@pytest.mark.parametrize('env', [dict(WORLD_SIZE='2', RANK='0'), dict(WORLD_SIZE='2', RANK='1'), dict(WORLD_SIZE='16')], ids=str)
+@pytest.mark.parametrize('env', [dict(WORLD_SIZE='2', RANK='0'), dict(WORLD_SIZE='2', RANK='1'), dict(WORLD_SIZE='16')],
+    ids=str)
 def test_several_processes(monkeypatch, env):
     for k,v in env.items(): monkeypatch.setenv(k, v)
     refused(small, 'WORLD_SIZE', 'one process')
@@ -380,7 +397,8 @@ def test_resuming_with_other_data_is_refused(monkeypatch, tmp_path, what):
     image_folder(Path('images'), x, y)
     kw = dict(dataset='images', fraction=1., bs=16)
     folder = small(**kw)
-    serialize.save_tree(folder/'last.safetensors', serialize.load_tree(folder/'last.safetensors') | dict(epoch=1, finished=False))
+    serialize.save_tree(folder/'last.safetensors',
+        serialize.load_tree(folder/'last.safetensors') | dict(epoch=1, finished=False))
     shutil.rmtree('images')
     image_folder(Path('images'), 255-x if what=='pixels' else x, y if what=='pixels' else (y+1)%4)
     before = tree_of('exps')
@@ -392,7 +410,9 @@ def test_resuming_with_other_data_is_refused(monkeypatch, tmp_path, what):
 
 def edit(path, **kw): path.write_text(json.dumps(json.loads(path.read_text()) | kw))
 
-@pytest.mark.parametrize('changed', [dict(torch='1.0'), dict(numpy='1.0', fastai='1.0'), dict(device='another CPU'), dict(threads=999), dict(deterministic=True)], ids=str)
+@pytest.mark.parametrize('changed',
+    [dict(torch='1.0'), dict(numpy='1.0', fastai='1.0'), dict(device='another CPU'), dict(threads=999),
+        dict(deterministic=True)], ids=str)
 def test_resuming_elsewhere_warns_once(interrupted, changed):
     'One sentence that names what differs; the run is recorded as resumed there'
     edit(interrupted/'environment.json', **changed)
@@ -404,7 +424,8 @@ def test_resuming_elsewhere_warns_once(interrupted, changed):
 
 def test_resuming_in_the_same_place_does_not_warn(interrupted, recwarn):
     small(resume=True)
-    assert not [o for o in recwarn if 'bit for bit' in str(o.message)] and 'resumed' not in read_run(interrupted).environment
+    assert not [o for o in recwarn
+        if 'bit for bit' in str(o.message)] and 'resumed' not in read_run(interrupted).environment
 
 @pytest.mark.parametrize('n', [1, 2])
 def test_threads_are_a_setting_of_a_run(monkeypatch, n):
@@ -428,7 +449,8 @@ def test_what_a_run_records_of_its_data(finished):
     d = json.loads((finished/'environment.json').read_text())['data']
     assert list(d)==['source', 'split', 'digest', 'train_images', 'test_images']
     dls = cifar_dls('digits', device='cpu')
-    assert d['source']==dls.source_digest and d['split']==dict(rule='stratified', fraction=0.1, valid='test', holdout=None) and d['digest']!=d['source']
+    assert d['source']==dls.source_digest and d['split']==dict(rule='stratified', fraction=0.1, valid='test',
+        holdout=None) and d['digest']!=d['source']
 
 # -- damage
 
@@ -437,25 +459,40 @@ def sub(pattern, to):
     return f
 
 anything = { # any file of a run
-    'empty':lambda b: b'', 'half':lambda b: b[:len(b)//2], 'one byte short':lambda b: b[:-1], 'garbage':lambda b: b'\x80\x04no such thing', 'not UTF-8':lambda b: b[:9]+b'\xff\xfe'+b[9:],
-    'NUL':lambda b: b[:9]+b'\0'+b[9:], 'blank':lambda b: b' \n', 'deep lists':lambda b: b'['*50_000, 'deep dicts':lambda b: b'{"a":'*50_000, 'a number':lambda b: b'1\n', 'null':lambda b: b'null\n', 'a list':lambda b: b'[]\n', 'a string':lambda b: b'"a"\n'}
+    'empty':lambda b: b'', 'half':lambda b: b[:len(b)//2], 'one byte short':lambda b: b[:-1],
+    'garbage':lambda b: b'\x80\x04no such thing', 'not UTF-8':lambda b: b[:9]+b'\xff\xfe'+b[9:],
+    'NUL':lambda b: b[:9]+b'\0'+b[9:], 'blank':lambda b: b' \n', 'deep lists':lambda b: b'['*50_000,
+    'deep dicts':lambda b: b'{"a":'*50_000, 'a number':lambda b: b'1\n', 'null':lambda b: b'null\n',
+    'a list':lambda b: b'[]\n', 'a string':lambda b: b'"a"\n'}
 instead = { # of the file there is something else
     'missing':lambda p: None, **special}
-values = {'nan':'.nan', 'inf':'.inf', 'huge':'9'*400, '5,000 digits':'9'*5000, 'list':'[1, 2]', 'dict':'{a: 1}', 'text':'many', 'date':'2001-01-01', 'true':'true', 'surrogate':'"\\ud800"', 'negative':'-1', 'bomb':'[*x, *x]'}
-bomb = 'model: &a [1,1,1,1,1,1,1,1,1,1]\n' + ''.join(f'k{i}: &{b} [{", ".join(["*"+a]*10)}]\n' for i,(a,b) in enumerate(zip('abcdefghi', 'bcdefghij')))
-of_config = {f'{k} {n}':sub(rf'(?m)^{k}: .*$', lambda m, k=k, v=v: f'{k}: {v}'.encode()) for k in ('epochs', 'lr', 'dataset', 'init', 'row', 'seed', 'schedule', 'tricks', 'fraction', 'subset') for n,v in values.items()}
-of_config |= {'alias bomb':lambda b: bomb.encode(), 'python tag':lambda b: b'model: !!python/object/apply:os.system ["true"]\n', 'unknown key':lambda b: b+b'bsz: 1\n', 'key twice':lambda b: b+b'bs: 1\n', 'no seed':sub(r'(?m)^seed: .*\n', ''), 'no model':sub(r'(?m)^model: .*\n', '')}
-jsons = {'nan':'NaN', 'inf':'Infinity', 'huge':'9'*400, '5,000 digits':'9'*5000, 'list':'[1]', 'dict':'{"a": 1}', 'null':'null', 'text':'"many"', 'true':'true', 'surrogate':'"\\ud800"', 'negative':'-1', 'deep':'['*5000+']'*5000}
-of_environment = {f'{k} {n}':sub(rf'"{k}": (?:\{{[^}}]*\}}|[^,\n]*)', lambda m, k=k, v=v: f'"{k}": {v}'.encode()) for k in ('torch', 'device', 'threads', 'data', 'source', 'split', 'digest', 'train_images', 'cifar_fastai', 'commit', 'rule') for n,v in jsons.items()}
+values = {'nan':'.nan', 'inf':'.inf', 'huge':'9'*400, '5,000 digits':'9'*5000, 'list':'[1, 2]', 'dict':'{a: 1}',
+    'text':'many', 'date':'2001-01-01', 'true':'true', 'surrogate':'"\\ud800"', 'negative':'-1', 'bomb':'[*x, *x]'}
+bomb = 'model: &a [1,1,1,1,1,1,1,1,1,1]\n' + ''.join(f'k{i}: &{b} [{", ".join(["*"+a]*10)}]\n'
+    for i,(a,b) in enumerate(zip('abcdefghi', 'bcdefghij')))
+of_config = {f'{k} {n}':sub(rf'(?m)^{k}: .*$', lambda m, k=k, v=v: f'{k}: {v}'.encode()) for k in ('epochs', 'lr',
+    'dataset', 'init', 'row', 'seed', 'schedule', 'tricks', 'fraction', 'subset') for n,v in values.items()}
+of_config |= {'alias bomb':lambda b: bomb.encode(),
+    'python tag':lambda b: b'model: !!python/object/apply:os.system ["true"]\n', 'unknown key':lambda b: b+b'bsz: 1\n',
+    'key twice':lambda b: b+b'bs: 1\n', 'no seed':sub(r'(?m)^seed: .*\n', ''), 'no model':sub(r'(?m)^model: .*\n', '')}
+jsons = {'nan':'NaN', 'inf':'Infinity', 'huge':'9'*400, '5,000 digits':'9'*5000, 'list':'[1]', 'dict':'{"a": 1}',
+    'null':'null', 'text':'"many"', 'true':'true', 'surrogate':'"\\ud800"', 'negative':'-1', 'deep':'['*5000+']'*5000}
+of_environment = {f'{k} {n}':sub(rf'"{k}": (?:\{{[^}}]*\}}|[^,\n]*)', lambda m, k=k, v=v: f'"{k}": {v}'.encode())
+    for k in ('torch', 'device', 'threads', 'data', 'source', 'split', 'digest', 'train_images', 'cifar_fastai',
+        'commit', 'rule') for n,v in jsons.items()}
 def cell(column, v):
     def f(b):
         rows = list(csv.reader(b.decode().splitlines()))
         rows[1][rows[0].index(column)] = v
         return '\n'.join(','.join(r) for r in rows).encode()+b'\n'
     return f
-of_log = {f'{k} {v[:9]}':cell(k, v) for k in ('epoch', 'lr', 'train_loss', 'accuracy', 'seconds', 'peak_memory_mib', 'top5') for v in ('nan', 'inf', '-inf', '1e308', '1e999', '9'*400, '9'*5000, '-1', '', 'x', '0x1', '1_0', '\u0663')}
-of_log |= {'a header alone':lambda b: b.splitlines(keepends=True)[0], 'a row more':lambda b: b+b.splitlines(keepends=True)[-1],
-    'a cell more':lambda b: b+b','*30+b'\n', 'columns twice':sub('lr', 'accuracy'), 'no accuracy':sub('accuracy', 'precision'),
+of_log = {f'{k} {v[:9]}':cell(k, v) for k in ('epoch', 'lr', 'train_loss', 'accuracy', 'seconds', 'peak_memory_mib',
+    'top5') for v in ('nan', 'inf', '-inf', '1e308', '1e999', '9'*400, '9'*5000, '-1', '', 'x', '0x1',
+        '1_0', '\u0663')}
+of_log |= {'a header alone':lambda b: b.splitlines(keepends=True)[0],
+    'a row more':lambda b: b+b.splitlines(keepends=True)[-1],
+    'a cell more':lambda b: b+b','*30+b'\n', 'columns twice':sub('lr', 'accuracy'),
+    'no accuracy':sub('accuracy', 'precision'),
     'a huge cell':lambda b: b+b'1'*200_000+b'\n'}
 
 def tensors(change):
@@ -472,10 +509,17 @@ def header(text):
     'A safetensors file whose tree is `text`'
     def f(p): serialize.save_tensors(p, dict(a=torch.zeros(2)), dict(cifar_fastai=text))
     return f
-of_weights = {'a key less':tensors(lambda sd: dict(list(sd.items())[1:])), 'a key more':tensors(lambda sd: sd | dict(more=torch.zeros(1))),
+of_weights = {'a key less':tensors(lambda sd: dict(list(sd.items())[1:])),
+    'a key more':tensors(lambda sd: sd | dict(more=torch.zeros(1))),
     'no keys':tensors(lambda sd: {}), 'other shapes':tensors(lambda sd: {k:torch.zeros(2, 3) for k in sd}),
     'no numbers':tensors(lambda sd: {k:v>0 for k,v in sd.items()})}
-headers = {'deep tree':'['*50_000, 'no tree':'x', 'a list':'[]', 'a bare number':'1', 'two notes':'{"_tensor": "0", "_dict": []}', 'a tensor that is not there':'{"_dict": [["model", {"_tensor": "9"}]]}', 'unhashable':'{"_dict": [[[1], 2]]}', 'pairs of three':'{"_dict": [[1, 2, 3]]}', 'unknown note':'{"_what": 1}', 'no array':'{"_dict": [["model", {"_numpy": 3}]]}', 'nan':'{"_dict": [["epoch", NaN], ["model", Infinity]]}', 'model is text':'{"_dict": [["epoch", 1], ["model", "x"]]}', 'epoch is text':'{"_dict": [["epoch", "x"]]}', 'epoch is a tensor':'{"_dict": [["epoch", {"_tensor": "a"}]]}'}
+headers = {'deep tree':'['*50_000, 'no tree':'x', 'a list':'[]', 'a bare number':'1',
+    'two notes':'{"_tensor": "0", "_dict": []}',
+    'a tensor that is not there':'{"_dict": [["model", {"_tensor": "9"}]]}', 'unhashable':'{"_dict": [[[1], 2]]}',
+    'pairs of three':'{"_dict": [[1, 2, 3]]}', 'unknown note':'{"_what": 1}',
+    'no array':'{"_dict": [["model", {"_numpy": 3}]]}', 'nan':'{"_dict": [["epoch", NaN], ["model", Infinity]]}',
+    'model is text':'{"_dict": [["epoch", 1], ["model", "x"]]}', 'epoch is text':'{"_dict": [["epoch", "x"]]}',
+    'epoch is a tensor':'{"_dict": [["epoch", {"_tensor": "a"}]]}'}
 odd = dict(text='x', null=None, list=[1], dict={1:2}, negative=-1, huge=10**30, nan=float('nan'), tensor=torch.zeros(3))
 of_checkpoint = {f'header {k}':header(v) for k,v in headers.items()}
 for k in ('epoch', 'train_iter', 'model', 'opt', 'scaler', 'random', 'tricks', 'recorder'):
@@ -487,12 +531,17 @@ def shapes(o):
     if isinstance(o, list): return [shapes(v) for v in o]
     return torch.zeros(2, 3) if isinstance(o, torch.Tensor) and o.ndim>1 else o
 
-of_checkpoint |= {'shapes of the model':tree_file(lambda sd: sd | dict(model=shapes(sd['model']))), 'shapes of the optimizer':tree_file(lambda sd: sd | dict(opt=shapes(sd['opt']))),
-    'half an epoch without the rest':tree_file(lambda sd: sd | dict(iter=1)), 'half an epoch of text':tree_file(lambda sd: sd | dict(iter='x', start=1, sums=2, pct_train='y'))}
+of_checkpoint |= {'shapes of the model':tree_file(lambda sd: sd | dict(model=shapes(sd['model']))),
+    'shapes of the optimizer':tree_file(lambda sd: sd | dict(opt=shapes(sd['opt']))),
+    'half an epoch without the rest':tree_file(lambda sd: sd | dict(iter=1)),
+    'half an epoch of text':tree_file(lambda sd: sd | dict(iter='x', start=1, sums=2, pct_train='y'))}
 
 names = ['config.yaml', 'environment.json', 'log.csv', 'best.safetensors', 'last.safetensors']
-by_bytes = [(n, k, f) for n in names for k,f in {**anything, **{'config.yaml':of_config, 'environment.json':of_environment, 'log.csv':of_log}.get(n, {})}.items()]
-by_path = [(n, k, f) for n in names for k,f in {**instead, **{'best.safetensors':of_weights, 'last.safetensors':of_checkpoint}.get(n, {})}.items()]
+by_bytes = [(n, k, f) for n in names
+    for k,f in {**anything, **{'config.yaml':of_config, 'environment.json':of_environment, 'log.csv':of_log}.get(n,
+        {})}.items()]
+by_path = [(n, k, f) for n in names
+    for k,f in {**instead, **{'best.safetensors':of_weights, 'last.safetensors':of_checkpoint}.get(n, {})}.items()]
 
 def damage(folder, name, how, f):
     p = folder/name
@@ -504,9 +553,11 @@ def drawn(rep):
     rep.plot()
     rep.frame.to_csv()
     return rep.markdown()+rep.html()
-quick = dict(read_run=lambda f: read_run(f), report=lambda f: drawn(report_runs('exps')), compare=lambda f: str(compare_runs(f, 'exps/other/1')),
+quick = dict(read_run=lambda f: read_run(f), report=lambda f: drawn(report_runs('exps')),
+    compare=lambda f: str(compare_runs(f, 'exps/other/1')),
     drawn=lambda f: compare_runs('exps/other/1', f).plot(), closing=lambda f: run.report(f))
-slow = dict(export=lambda f: export_run(f, 'out'), export_last=lambda f: export_run(f, 'out', 'last'), load_run=lambda f: load_run(f),
+slow = dict(export=lambda f: export_run(f, 'out'), export_last=lambda f: export_run(f, 'out', 'last'),
+    load_run=lambda f: load_run(f),
     load_last=lambda f: load_run(f, weights='last'), resume=lambda f: small(resume=True), again=lambda f: small())
 
 def survey(folder, readers):
@@ -526,7 +577,8 @@ def samples(n):
     for name in names:
         all_of_it = [o for o in by_bytes+by_path if o[0]==name]
         few = {o[1] for o in all_of_it[::-(-len(all_of_it)//n)]}
-        res += [pytest.param(*o, id=f'{o[0]}, {o[1]}', marks=[] if o[1] in few else pytest.mark.slow) for o in all_of_it]
+        res += [pytest.param(*o, id=f'{o[0]}, {o[1]}', marks=[] if o[1] in few else pytest.mark.slow)
+            for o in all_of_it]
     return res
 
 @pytest.mark.parametrize('name,how,f', samples(25))
@@ -544,6 +596,7 @@ def test_damage_of_what_is_loaded(interrupted, name, how, f):
 
 def test_a_finished_run_with_an_empty_log(finished, capsys):
     (finished/'log.csv').write_text('')
-    with pytest.raises(SystemExit) as e: cifar_train(argv=flags+['--name', 'small', '--row', '3.3/lenet', '--half', 'False'])
+    with pytest.raises(SystemExit) as e:
+        cifar_train(argv=flags+['--name', 'small', '--row', '3.3/lenet', '--half', 'False'])
     err = capsys.readouterr().err
     assert e.value.code==2 and 'log.csv' in err and err.count('\n')==1

@@ -12,23 +12,22 @@ from cifar_fastai.core import UserError
 from cifar_fastai.data.loaders import cifar_dls
 from cifar_fastai.callback.monitor import GradientClip, NonFiniteLoss, StopOnNonFinite
 from cifar_fastai.learner import cifar_learner
+from common import fit_of
 
 class Spoil(Callback):
     "Makes the loss `value` in one batch, for the weights too"
     order = -5
     def __init__(self, epoch, batch, value): self.at,self.value = (epoch, batch),value
     def after_loss(self):
-        if self.training and (self.epoch, self.iter)==self.at: self.learn.loss_grad,self.learn.loss = self.loss_grad*self.value,self.loss*self.value
+        if self.training and (self.epoch, self.iter)==self.at:
+            self.learn.loss_grad,self.learn.loss = self.loss_grad*self.value,self.loss*self.value
 
 def learner(cbs):
     set_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, 10))
     return cifar_learner(model, cifar_dls('digits', bs=10, fraction=60/1500, val_bs=100), cbs=cbs, lr=0.01)
 
-def fit(learn, n=3):
-    set_seed(1)
-    with learn.no_bar(), learn.no_logging(): learn.fit(n)
-    return learn
+fit = fit_of(3, seed=1)
 
 def messages(cbs):
     with pytest.raises(NonFiniteLoss) as e: fit(learner(cbs))
@@ -43,9 +42,11 @@ def test_says_where(every, value, batch):
     plain = learner(Callback(after_batch=lambda self: losses.append(self.loss.item()) if self.training else None))
     fit(plain)
     message = messages([Spoil(1, batch, value), StopOnNonFinite(every)])
-    assert message.startswith(f'The loss became {value} in batch {batch+1} of epoch 2; the last finite loss was {losses[6+batch-1]:.4g}:')
+    assert message.startswith(f'The loss became {value} in batch {batch+1} of epoch 2; the last finite '
+        f'loss was {losses[6+batch-1]:.4g}:')
 
-def test_from_the_start(): assert 'in batch 1 of epoch 1; it was so from the start' in messages([Spoil(0, 0, math.nan), StopOnNonFinite()])
+def test_from_the_start():
+    assert 'in batch 1 of epoch 1; from the start' in messages([Spoil(0, 0, math.nan), StopOnNonFinite()])
 
 def test_checkpoint_is_intact(tmp_path):
     'The last checkpoint is that of the last sound epoch'
@@ -60,9 +61,12 @@ def test_a_fit_that_blows_up(lr, tmp_path):
     keep = Callback(after_epoch=lambda self: kept.append((tmp_path/'c').read_bytes()))
     keep.order = Checkpoint.order+1
     set_seed(0)
-    learn = cifar_learner('resnet20', cifar_dls('digits', bs=10, fraction=60/1500, val_bs=100), lr=0.01, cbs=[Checkpoint(tmp_path/'c'), keep])
+    learn = cifar_learner('resnet20', cifar_dls('digits', bs=10, fraction=60/1500, val_bs=100), lr=0.01,
+        cbs=[Checkpoint(tmp_path/'c'), keep])
     fit(learn, 2)
-    with pytest.raises(NonFiniteLoss, match='in batch [1-6] of epoch [1-9]; .*: try a lower'), learn.no_bar(), learn.no_logging(): learn.fit(30, lr)
+    with pytest.raises(NonFiniteLoss,
+        match='in batch [1-6] of epoch [1-9]; .*: try a lower'), learn.no_bar(), learn.no_logging():
+        learn.fit(30, lr)
     assert (tmp_path/'c').read_bytes()==kept[-1]
     assert all(v.isfinite().all() for v in load_tree(tmp_path/'c')['model'].values())
 
@@ -78,10 +82,14 @@ def test_spoiled_by_the_last_step(what, tmp_path):
     'A finite loss does not hide weights that are not; a mask may hold infinity'
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4*30*30, 10))
     model.register_buffer('mask', torch.tensor(-math.inf))
-    learn = cifar_learner(model, cifar_dls('digits', bs=10, fraction=60/1500, val_bs=100), cbs=[SpoilWeights(what), Checkpoint(tmp_path/'c')], lr=0.01)
-    with pytest.raises(NonFiniteLoss, match='The weights became NaN or infinite in batch 6 of epoch 2; the last finite loss was'): fit(learn)
+    learn = cifar_learner(model, cifar_dls('digits', bs=10, fraction=60/1500, val_bs=100),
+        cbs=[SpoilWeights(what), Checkpoint(tmp_path/'c')], lr=0.01)
+    with pytest.raises(NonFiniteLoss,
+        match='The weights became NaN or infinite in batch 6 of epoch 2; the last finite loss was'):
+        fit(learn)
     sd = load_tree(tmp_path/'c')
-    assert sd['epoch']==1 and what(learn.model).isinf().all() and not any(v.isinf().any() for k,v in sd['model'].items() if k!='mask')
+    assert sd['epoch']==1 and what(learn.model).isinf().all() and not any(v.isinf().any() for k,v in sd['model'].items()
+        if k!='mask')
 
 def test_on_by_default(tmp_path):
     'Every Learner of this library has one, once, whatever its user lists, after export too, and until it is taken off'
@@ -126,8 +134,10 @@ def test_on_meta():
 
 @pytest.mark.parametrize('norm', [0.1, 0.5, 100.])
 def test_clip_is_fastais(norm):
-    for a,b in zip(*(fit(learner(c(norm))).model.parameters() for c in (GradientClip, FastaiClip))): assert torch.equal(a, b)
+    for a,b in zip(*(fit(learner(c(norm))).model.parameters() for c in (GradientClip, FastaiClip))):
+        assert torch.equal(a, b)
 
-@pytest.mark.parametrize('made,said', [(lambda: GradientClip(-1), 'max_norm is -1'), (lambda: StopOnNonFinite(0), 'every is 0')])
+@pytest.mark.parametrize('made,said',
+    [(lambda: GradientClip(-1), 'max_norm is -1'), (lambda: StopOnNonFinite(0), 'every is 0')])
 def test_refusals(made, said):
     with pytest.raises(UserError, match=said): made()

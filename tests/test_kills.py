@@ -3,7 +3,7 @@ import json, os, random, shutil, signal, time
 from contextlib import suppress
 from pathlib import Path
 import pytest
-from cifar_fastai.runs import train as run
+from cifar_fastai.runs.folder import RunFolder
 from test_run import as_the_checkpoint_has_it, check_whole, elsewhere, files, last, log, processes # chkstyle: ignore
 
 flags = '--dataset digits --model lenet --fraction 0.1 --bs 16 --epochs 6 --sched onecycle --lr 0.05 --mixup --gpu cpu'.split()
@@ -56,7 +56,7 @@ def test_killed(processes, kills, tricks):
             continue
         killed,left = killed+1,left+bool(unfinished())
         check_whole('killed')
-        now = run.run_progress(folder) or (0, 0)
+        now = RunFolder(folder).progress() or (0, 0)
         assert now>=had
         had = now
     processes.start([*argv, '--name', 'killed', '--resume'])

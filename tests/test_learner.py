@@ -19,6 +19,7 @@ from cifar_fastai.callback.mixers import RICAP, CutMix, MixUp, OneOf
 from cifar_fastai.callback.monitor import TrainAccuracy
 from cifar_fastai.callback.sam import SAM
 from cifar_fastai.trick import Trick
+from common import fit
 
 def dls(n_out=10, n=2, bs=6):
     'A few batches of noise'
@@ -34,9 +35,6 @@ def net(n_out=10):
 
 def learner(n_out=10, **kwargs): return cifar_learner(net(n_out), dls(), **{**dict(lr=0.01), **kwargs})
 
-def fit(learn, n=1, **kwargs):
-    with learn.no_bar(), learn.no_logging(): learn.fit(n, **kwargs)
-    return learn
 
 def test_words():
     "Optimizer and loss have fastai's names, and `opt` and `loss` are no longer arguments"
@@ -55,7 +53,8 @@ def test_loss_func():
 
 @pytest.mark.parametrize('kwargs,said', [
     (dict(opt_func='sdg'), "There is no optimizer 'sdg': did you mean 'sgd'?"),
-    (dict(opt_func=None), 'opt_func is None: it must be the name of an optimizer, or a callable that takes parameters and lr.'),
+    (dict(opt_func=None), 'opt_func is None: it must be the name of an optimizer, or a '
+        'callable that takes parameters and lr.'),
     (dict(opt_func=0.1), 'opt_func is 0.1: it must be'),
     (dict(loss_func='ce'), "loss_func is 'ce': it must be a callable that takes predictions and targets."),
     (dict(loss_func=CrossEntropy), 'loss_func is the class CrossEntropy: it must be an instance, as CrossEntropy().')])
@@ -66,20 +65,24 @@ def test_refusals(kwargs, said):
 # what is not a callback
 
 class Thing: name,order = 'thing',0
-not_callbacks = [fv.RandomErasing(), fv.RandomErasing, fv.RandomCrop(8), Thing(), Thing, 'mixup', 3, nn.Linear(1, 1), lambda: None, {'a':1}, CrossEntropy]
+not_callbacks = [fv.RandomErasing(), fv.RandomErasing, fv.RandomCrop(8), Thing(), Thing, 'mixup', 3, nn.Linear(1, 1),
+    lambda: None, {'a':1}, CrossEntropy]
 
 @pytest.mark.parametrize('cb', not_callbacks, ids=range(len(not_callbacks)))
 def test_not_callbacks(cb):
     'What is not a callback is refused, wherever it is given; ours of the same name is named'
-    given = [lambda: learner(cbs=cb), lambda: learner(cbs=[SAM(), cb])] # to cifar_learner, to a Learner that is there, to a fit
+    given = [lambda: learner(cbs=cb),
+        lambda: learner(cbs=[SAM(), cb])] # to cifar_learner, to a Learner that is there, to a fit
     for f in [*given, lambda: learner().add_cb(cb), lambda: learner().add_cbs([cb]), lambda: fit(learner(), cbs=[cb])]:
         with pytest.raises(UserError, match='is not a callback') as e: f()
         ours = getattr(cb, '__name__', type(cb).__name__)
-        assert ('use cifar_fastai.augment.' in str(e.value) and f'.{ours}' in str(e.value))==(ours in ('RandomErasing', 'RandomCrop'))
+        assert ('use cifar_fastai.augment.' in str(e.value) and f'.{ours}' in str(e.value))==(ours in ('RandomErasing',
+            'RandomCrop'))
 
 def test_callbacks():
     'What fastai accepts: one, a list, a generator, a class'
-    for cbs,n in ((SAM(), 1), (SAM, 1), ([SAM, MixUp()], 2), ((o for o in (SAM(), MixUp)), 2), (None, 0), ((), 0), (L(SAM()), 1)):
+    for cbs,n in ((SAM(), 1), (SAM, 1), ([SAM, MixUp()], 2), ((o for o in (SAM(), MixUp)), 2), (None, 0), ((), 0),
+        (L(SAM()), 1)):
         assert len(fit(learner(cbs=cbs))._grab_cbs(Trick))==n
     fit(learner(), cbs=SAM)
     with pytest.raises(UserError, match='KD cannot be made without arguments'): learner(cbs=KD)
@@ -121,7 +124,8 @@ def test_fastais_mixers_bf16(name): fit(learner(cbs=theirs[name]()).to_bf16())
 def test_mixers_together(name, ours):
     "Beside one of ours fastai's is refused by name, when the Learner is made and before a fit"
     cb = theirs[name]
-    for f in (lambda: learner(cbs=[ours, cb()]), lambda: fit(learner(cbs=ours), cbs=cb()), lambda: fit(learner(cbs=cb), cbs=ours)):
+    for f in (lambda: learner(cbs=[ours, cb()]), lambda: fit(learner(cbs=ours), cbs=cb()),
+        lambda: fit(learner(cbs=cb), cbs=ours)):
         with pytest.raises(UserError) as e: f()
         assert f"fastai's {theirs[name].__name__} and {ours!r}" in str(e.value)
 
@@ -131,14 +135,16 @@ def test_two_of_fastais():
 
 # targets, classes and metrics
 
-mixing = dict(mixup=MixUp, cutmix=lambda: CutMix(p=1.), ricap=RICAP, one_of=lambda: OneOf(MixUp(), CutMix(p=1.)), half=CutMix, none=lambda: MixUp(0.))
+mixing = dict(mixup=MixUp, cutmix=lambda: CutMix(p=1.), ricap=RICAP, one_of=lambda: OneOf(MixUp(), CutMix(p=1.)),
+    half=CutMix, none=lambda: MixUp(0.))
 @pytest.mark.parametrize('name', mixing)
 def test_train_metrics(name):
     "With mixed targets `train_metrics` are the expected ones, as `TrainAccuracy` counts; validation is as ever"
     seen = []
     def look(self):
         if self.training: seen.append((self.pred.detach(), as_probs(self.yb[0], 10)))
-    learn = learner(cbs=[mixing[name](), TrainAccuracy(), Callback(after_loss=look)], metrics=[accuracy, error_rate, partial(top_k_accuracy, k=3)])
+    learn = learner(cbs=[mixing[name](), TrainAccuracy(), Callback(after_loss=look)],
+        metrics=[accuracy, error_rate, partial(top_k_accuracy, k=3)])
     learn.recorder.train_metrics = True
     fit(learn)
     p,q = (torch.cat(o) for o in zip(*seen))
@@ -150,7 +156,8 @@ def test_train_metrics(name):
     assert got==pytest.approx([acc, 1-acc, top3], rel=1e-5)
     if name=='none': assert acc==pytest.approx((p.argmax(1)==q.argmax(1)).float().mean().item())
 
-@pytest.mark.parametrize('metric', [F1Score(average='macro'), lambda p,y: torch.tensor((p.argmax(1)==y).float().mean().item())])
+@pytest.mark.parametrize('metric',
+    [F1Score(average='macro'), lambda p,y: torch.tensor((p.argmax(1)==y).float().mean().item())])
 def test_refused_metrics(metric):
     'What cannot be computed for mixed targets is refused in one sentence, and works without a mixer'
     def one(cbs):
@@ -167,20 +174,25 @@ def test_classes(n_out, cbs):
     before = net(n_out)
     learn = cifar_learner(net(n_out), dls(), cbs=cbs)
     for f in (lambda: fit(learn), learn.validate):
-        with learn.no_bar(), pytest.raises(UserError, match=f'The network has {n_out} outputs, and the data have 10 classes'): f()
+        with learn.no_bar(), pytest.raises(UserError,
+            match=f'The network has {n_out} outputs, and the data have 10 classes'):
+            f()
     for a,b in zip(learn.model.parameters(), before.parameters()): assert torch.equal(a, b)
 
 def test_n_out():
-    with pytest.raises(UserError, match='n_out is 6, and the data have 10 classes'): cifar_learner('lenet', dls(), n_out=6)
+    with pytest.raises(UserError, match='n_out is 6, and the data have 10 classes'):
+        cifar_learner('lenet', dls(), n_out=6)
     for o in ('a', 0, 1.5, 10**9):
         with pytest.raises(UserError, match='n_out is'): cifar_learner('lenet', dls(), n_out=o)
     cifar_learner('lenet', dls(), n_out=10)
 
-@pytest.mark.parametrize('kwargs,name', [({k:v}, k) for k in ('lr', 'wd') for v in ('a', -1, float('nan'), 1e308, {}, [0.1, 'a'], slice(None))])
+@pytest.mark.parametrize('kwargs,name',
+    [({k:v}, k) for k in ('lr', 'wd') for v in ('a', -1, float('nan'), 1e308, {}, [0.1, 'a'], slice(None))])
 def test_rates(kwargs, name):
     'Refused when the Learner is made, and by every fit'
     with pytest.raises(UserError, match=f'^{name} is '): learner(**kwargs)
     learn,v = learner(),kwargs[name]
-    fits = [lambda: fit(learn, **{name:v})] + [lambda: learn.fit_one_cycle(1, v)]*(name=='lr' and not isinstance(v, dict))
+    fits = [lambda: fit(learn, **{name:v})] + [lambda: learn.fit_one_cycle(1, v)]*(name=='lr'
+        and not isinstance(v, dict))
     for f in fits:
         with learn.no_bar(), learn.no_logging(), pytest.raises(UserError, match=f'^{name} is '): f()

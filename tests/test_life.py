@@ -27,16 +27,20 @@ from cifar_fastai.loop import loop_state, managed, training_run
 from cifar_fastai.callback.mixers import Chain, CutMix, MixUp, OneOf
 from cifar_fastai.callback.monitor import CPUUse, ImagesPerSecond, PeakMemory, TrainAccuracy
 from cifar_fastai.rng import learner_random
-from cifar_fastai.runs.train import RunFolder
+from cifar_fastai.runs.folder import RunFolder
+from cifar_fastai.runs.train import RunLog
 from test_contract import assert_same, batches, listed, make, names, net, our_learner, plain_learner, silent, state
 
 # callbacks beside the tricks: name -> function of a folder
-ours = dict(OneOf=lambda d: OneOf(MixUp(), CutMix()), Chain=lambda d: Chain(MixUp(), CutMix()), TrainAccuracy=lambda d: TrainAccuracy(),
+ours = dict(OneOf=lambda d: OneOf(MixUp(), CutMix()), Chain=lambda d: Chain(MixUp(), CutMix()),
+    TrainAccuracy=lambda d: TrainAccuracy(),
     ImagesPerSecond=lambda d: ImagesPerSecond(), PeakMemory=lambda d: PeakMemory(), CPUUse=lambda d: CPUUse(),
-    Checkpoint=lambda d: Checkpoint(d/'c.safetensors'), Resuming=lambda d: Checkpoint(d/'r.safetensors', resume=True), RunFolder=lambda d: RunFolder(d))
+    Checkpoint=lambda d: Checkpoint(d/'c.safetensors'), Resuming=lambda d: Checkpoint(d/'r.safetensors', resume=True),
+    RunLog=lambda d: RunLog(RunFolder(d)))
 # fastai's stateful callbacks, on a Learner of ours
 theirs = dict(SaveModel=lambda d: SaveModelCallback(), EarlyStopping=lambda d: EarlyStoppingCallback(patience=5),
-    ReduceLR=lambda d: ReduceLROnPlateau(patience=1), CSVLogger=lambda d: CSVLogger(), Accumulation=lambda d: GradientAccumulation(20),
+    ReduceLR=lambda d: ReduceLROnPlateau(patience=1), CSVLogger=lambda d: CSVLogger(),
+    Accumulation=lambda d: GradientAccumulation(20),
     ShortEpoch=lambda d: ShortEpochCallback(0.4))
 callbacks = {n:partial(lambda n, d: make(n), n) for n in names} | ours | theirs
 
@@ -58,33 +62,42 @@ def shown(f):
     return _f
 
 # what a Learner does beside training
-infer = dict(validate=lambda l: l.validate(), get_preds=lambda l: l.get_preds(), train_preds=lambda l: l.get_preds(ds_idx=0, with_loss=True),
-    predict=lambda l: l.predict(l.dls.valid_ds[0][0]), tta=lambda l: l.tta(n=2), show_results=shown(lambda l: l.show_results(max_n=2)),
-    interpretation=lambda l: ClassificationInterpretation.from_learner(l).confusion_matrix(), summary=lambda l: str(l.summary()), export=loaded)
+infer = dict(validate=lambda l: l.validate(), get_preds=lambda l: l.get_preds(),
+    train_preds=lambda l: l.get_preds(ds_idx=0, with_loss=True),
+    predict=lambda l: l.predict(l.dls.valid_ds[0][0]), tta=lambda l: l.tta(n=2),
+    show_results=shown(lambda l: l.show_results(max_n=2)),
+    interpretation=lambda l: ClassificationInterpretation.from_learner(l).confusion_matrix(),
+    summary=lambda l: str(l.summary()), export=loaded)
 trial = dict(show_batch=shown(lambda l: l.show_batch(max_n=2)), lr_find=shown(lambda l: l.lr_find(num_it=6)))
 activities = infer | trial
 
 def plain(v):
     'A value as bytes that can be compared'
-    if isinstance(v, torch.Tensor): return str(v.dtype),v.detach().cpu().double().numpy().tobytes() if not v.is_meta else b''
+    if isinstance(v, torch.Tensor):
+        return str(v.dtype),v.detach().cpu().double().numpy().tobytes() if not v.is_meta else b''
     if isinstance(v, np.ndarray): return v.tobytes()
     if isinstance(v, dict): return {str(k):plain(o) for k,o in v.items()}
     if isinstance(v, (list, tuple)) or type(v).__name__=='L': return [plain(o) for o in v]
-    return v if isinstance(v, (int, float, str, bytes, bool, type(None))) else id(v) if callable(v) else type(v).__name__
+    return v if isinstance(v,
+        (int, float, str, bytes, bool, type(None))) else id(v) if callable(v) else type(v).__name__
 
 def callback_state(learn, recorder=True):
     'The attributes of our callbacks, of trackers and of the Recorder'
     skip = {'learn', 'progress'} | (set() if recorder else {'recorder'})
-    return {type(cb).__name__:plain({k:v for k,v in vars(cb).items() if k not in ('learn', 'run', '_stream')}) for cb in learn.cbs
+    return {type(cb).__name__:plain({k:v for k,v in vars(cb).items() if k not in ('learn', 'run', '_stream')})
+        for cb in learn.cbs
         if cb.name not in skip and not isinstance(cb, (ProgressCallback, Nested, InferenceLog))}
 
 def snapshot(learn, recorder=True):
     'All that must be as before'
     files = {str(o.relative_to(learn.path)):o.read_bytes() for o in sorted(Path(learn.path).rglob('*')) if o.is_file()}
     opt = None if learn.opt is None else plain(learn.opt.state_dict())
-    return dict(weights=plain(learn.model.state_dict()), opt=opt, hypers=None if learn.opt is None else plain(list(map(dict, learn.opt.hypers))),
-        random=plain(learner_random(learn)), callbacks=callback_state(learn, recorder), files=files, cbs=sorted(type(cb).__name__ for cb in learn.cbs),
-        autocast=(torch.is_autocast_enabled('cpu'), torch.get_default_dtype()), grads=[p.grad is None or not p.grad.any().item() for p in learn.model.parameters()],
+    return dict(weights=plain(learn.model.state_dict()), opt=opt,
+        hypers=None if learn.opt is None else plain(list(map(dict, learn.opt.hypers))),
+        random=plain(learner_random(learn)), callbacks=callback_state(learn, recorder), files=files,
+        cbs=sorted(type(cb).__name__ for cb in learn.cbs),
+        autocast=(torch.is_autocast_enabled('cpu'), torch.get_default_dtype()),
+        grads=[p.grad is None or not p.grad.any().item() for p in learn.model.parameters()],
         loss=(id(learn.loss_func), learn.loss_func.smoothing, len(learn.loss_func.terms), learn.loss_func.reduction))
 
 def assert_equal(a, b, what):
@@ -113,7 +126,8 @@ def test_life(name, tmp_path):
     set_seed(1)
     other = run(run(learner(name, tmp_path/'b')), 1)
     assert_same(state(learn), state(other))
-    figures = [[v for k,v in zip(l.recorder.metric_names[1:], l.recorder.values[-1]) if 'second' not in k and 'percent' not in k and 'mib' not in k]
+    figures = [[v for k,v in zip(l.recorder.metric_names[1:], l.recorder.values[-1]) if 'second' not in k
+        and 'percent' not in k and 'mib' not in k]
         for l in (learn, other)]
     assert figures[0]==figures[1]
 
@@ -125,14 +139,19 @@ class Nested(Callback):
     def __call__(self, event_name):
         if event_name!=self.event or event_name.endswith('batch') and self.iter!=1: return
         if not self.deep and loop_state(self.learn).inference: return
-        if event_name in ('after_pred', 'after_loss', 'before_batch', 'after_batch', 'after_backward', 'before_step') and not self.training: return
+        if event_name in ('after_pred', 'after_loss', 'before_batch', 'after_batch', 'after_backward',
+            'before_step') and not self.training:
+            return
         names = list(self.todo)
         k = names[self.i%len(names)]
         self.i += 1
-        loop = {o:getattr(self.learn, o, None) for o in 'epoch n_epoch iter n_iter train_iter pct_train dl xb yb pred loss training logger opt'.split()}
-        modes,cbs,rng = [m.training for m in self.learn.model.modules()],callback_state(self.learn),plain(learner_random(self.learn))
+        loop = {o:getattr(self.learn, o, None)
+            for o in 'epoch n_epoch iter n_iter train_iter pct_train dl xb yb pred loss training logger opt'.split()}
+        modes,cbs = [m.training for m in self.learn.model.modules()],callback_state(self.learn)
+        rng = plain(learner_random(self.learn))
         self.results.append(self.todo[k](self.learn))
-        for o,v in loop.items(): assert getattr(self.learn, o, None) is v or getattr(self.learn, o, None)==v, f'{k}: {o}'
+        for o,v in loop.items():
+            assert getattr(self.learn, o, None) is v or getattr(self.learn, o, None)==v, f'{k}: {o}'
         assert [m.training for m in self.learn.model.modules()]==modes, k
         assert callback_state(self.learn)==cbs, k
         assert plain(learner_random(self.learn))==rng, k
@@ -149,7 +168,8 @@ def test_inside(name, tmp_path):
         for i,cb in enumerate(nested): cb.learn = learn
         set_seed(1)
         with silent(learn): learn.fit_cosine(2, 0.05, by='batch', cbs=nested if k=='b' else None)
-        ends.append((state(learn), learn.recorder.lrs, [o.tolist() for o in learn.recorder.losses], [v[:2] for v in learn.recorder.values]))
+        ends.append((state(learn), learn.recorder.lrs, [o.tolist() for o in learn.recorder.losses],
+            [v[:2] for v in learn.recorder.values]))
     assert_same(ends[0][0], ends[1][0])
     assert ends[0][1:]==ends[1][1:]
 
@@ -166,7 +186,8 @@ def test_no_event_of_a_fit_inside(activity, tmp_path):
     learn,log = our_learner(path=tmp_path),InferenceLog()
     learn.add_cb(log)
     with silent(learn): learn.fit(1, cbs=Nested('after_epoch', {activity:infer[activity]}))
-    assert not {*log.seen} & {'before_fit', 'before_epoch', 'after_epoch', 'after_fit', 'after_cancel_epoch', 'after_cancel_fit'}
+    assert not {*log.seen} & {'before_fit', 'before_epoch', 'after_epoch', 'after_fit', 'after_cancel_epoch',
+        'after_cancel_fit'}
     assert activity=='export' or 'before_validate' in log.seen
 
 @pytest.mark.parametrize('name', ['KD', 'SWA', 'ShakeDrop'])
@@ -175,7 +196,8 @@ def test_inside_inference(name, tmp_path):
     ends = []
     for k in ('a', 'b'):
         learn = learner(name, tmp_path/k)
-        nested = [Nested(e, {'validate':infer['validate']}, deep=True) for e in ('before_train', 'before_validate', 'after_validate', 'after_batch')]
+        nested = [Nested(e, {'validate':infer['validate']}, deep=True)
+            for e in ('before_train', 'before_validate', 'after_validate', 'after_batch')]
         set_seed(1)
         with silent(learn): learn.fit(2, 0.05, cbs=nested if k=='b' else None)
         ends.append((state(learn), [v[:2] for v in learn.recorder.values]))
@@ -192,7 +214,8 @@ def test_cell(name, event, activity, tmp_path):
     for k in ('a', 'b'):
         learn = learner(name, tmp_path/k)
         set_seed(1)
-        with silent(learn): learn.fit_one_cycle(2, 0.05, cbs=Nested(event, {activity:infer[activity]}) if k=='b' else None)
+        with silent(learn):
+            learn.fit_one_cycle(2, 0.05, cbs=Nested(event, {activity:infer[activity]}) if k=='b' else None)
         ends.append((state(learn), [v[:2] for v in learn.recorder.values]))
     assert_same(ends[0][0], ends[1][0])
     assert ends[0][1]==ends[1][1]
@@ -217,7 +240,9 @@ def test_resumed_life(name, tmp_path):
     later = fit('b', look=True)
     assert_same(state(whole), state(later))
     csvs = [tmp_path/k/'history.csv' for k in 'ab']
-    if csvs[0].exists(): assert [[r.split(',')[:3] for r in o.read_text().split()] for o in csvs][0]==[r.split(',')[:3] for r in csvs[1].read_text().split()]
+    if csvs[0].exists():
+        assert [[r.split(',')[:3] for r in o.read_text().split()] for o in csvs][0]==[r.split(',')[:3]
+            for r in csvs[1].read_text().split()]
 
 # what the figures of inference inside a fit are
 def figures(model, dl):
@@ -229,7 +254,8 @@ def figures(model, dl):
     return [nn.functional.cross_entropy(p, t).item(), (p.argmax(1)==t).float().mean().item()]
 
 @pytest.mark.parametrize('event', ['after_batch', 'after_pred', 'after_epoch', 'after_train', 'before_validate'])
-@pytest.mark.parametrize('name', ['LabelSmoothing', 'ShakeDrop', 'StochasticDepth', 'KD', 'EMA', 'SWA', 'SAM', 'MixUp', 'Lookahead'])
+@pytest.mark.parametrize('name',
+    ['LabelSmoothing', 'ShakeDrop', 'StochasticDepth', 'KD', 'EMA', 'SWA', 'SAM', 'MixUp', 'Lookahead'])
 def test_figures_inside(name, event, tmp_path):
     'In the training part those of the plain model with the training weights, after it of the average'
     weights = []
@@ -245,7 +271,8 @@ def test_figures_inside(name, event, tmp_path):
     with silent(learn): learn.fit(2, cbs=Nested(event, dict(look=look)))
     assert len(weights)>=2
 
-@pytest.mark.parametrize('what', ['fit', 'fit_one_cycle', 'fit_flat_cos', 'fine_tune', 'lr_find', 'fit_cosine', 'fit_policy', 'show_batch'])
+@pytest.mark.parametrize('what',
+    ['fit', 'fit_one_cycle', 'fit_flat_cos', 'fine_tune', 'lr_find', 'fit_cosine', 'fit_policy', 'show_batch'])
 def test_fit_inside_a_fit(what, tmp_path):
     'Refused in a sentence, and nothing is left behind'
     args = dict(lr_find=(), show_batch=(), fit_policy=('cosine', 1)).get(what, (1,))
@@ -276,7 +303,8 @@ class Cancel(Callback):
     def __call__(self, event_name):
         if event_name==self.event and self.epoch==1 and self.training: raise self.exc
 
-@pytest.mark.parametrize('exc', [CancelFitException, CancelEpochException, CancelTrainException, CancelBatchException, KeyboardInterrupt, ValueError('x')])
+@pytest.mark.parametrize('exc', [CancelFitException, CancelEpochException, CancelTrainException, CancelBatchException,
+    KeyboardInterrupt, ValueError('x')])
 @pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'after_backward', 'after_batch'])
 @pytest.mark.parametrize('order', [-20, 11, 70])
 def test_autocast_is_left(exc, event, order):
@@ -324,7 +352,8 @@ def early(losses, folder, stop=None, resume=True):
     set_seed(1)
     with silent(learn), suppress(KeyboardInterrupt), warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
-        learn.fit(8, 0.05, cbs=[Given(), Interrupt(), RunFolder(folder), Checkpoint(folder/'c.safetensors', resume=resume)])
+        learn.fit(8, 0.05, cbs=[Given(), Interrupt(), RunLog(RunFolder(folder)),
+            Checkpoint(folder/'c.safetensors', resume=resume)])
     return learn
 
 def test_trackers_are_resumed(tmp_path):
@@ -340,11 +369,11 @@ def test_trackers_are_resumed(tmp_path):
 
 def test_the_last_epoch_counts(tmp_path):
     'The epoch in which a callback ends the fit is in the checkpoint and in the log; resuming the fit trains nothing more'
-    from cifar_fastai.runs.train import read_log
+
     from cifar_fastai.serialize import load_tree
     losses = [1, .2, .9, .8, .1, .1, .1, .1]
     learn = early(losses, tmp_path)
-    assert len(learn.recorder.values)==4 and len(read_log(tmp_path/'log.csv'))==4
+    assert len(learn.recorder.values)==4 and len(RunFolder(tmp_path).log())==4
     sd = load_tree(tmp_path/'c.safetensors')
     assert sd['epoch']==4 and sd['finished']
     again = early(losses, tmp_path)
@@ -429,7 +458,8 @@ def test_another_number_is_refused(tmp_path):
     learn = our_learner(path=tmp_path)
     run(learn, 1)
     run(learn, 2, cbs=Checkpoint(tmp_path/'c', resume=True))
-    with pytest.raises(UserError, match=r'another fit \(fit 2 there; fit 1 here\)'): run(our_learner(path=tmp_path), 2, cbs=Checkpoint(tmp_path/'c', resume=True))
+    with pytest.raises(UserError, match=r'another fit \(fit 2 there; fit 1 here\)'):
+        run(our_learner(path=tmp_path), 2, cbs=Checkpoint(tmp_path/'c', resume=True))
 
 def test_who_cannot_be_resumed_is_named(tmp_path):
     class Keeps(Callback):
@@ -484,7 +514,8 @@ def test_last_batch_of_one_image(arch):
         before,data = copy.deepcopy(model.state_dict()),dls()
         set_seed(1)
         r = plain(get_random_states())
-        with pytest.raises(UserError, match='last batch of an epoch has one image of 40.*drop_last=True'): cifar_learner(model, data)
+        with pytest.raises(UserError, match='last batch of an epoch has one image of 40.*drop_last=True'):
+            cifar_learner(model, data)
         assert_same(before, model.state_dict())
         assert plain(get_random_states())==r and model.training
         learn = cifar_learner(new(), dls(drop_last=True))

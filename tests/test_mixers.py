@@ -53,7 +53,8 @@ def test_cutmix_torchvision(batch, seed):
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
 def test_timm(batch, kind, seed):
     x,y,probs = batch
-    t = timm_mixup.Mixup(mixup_alpha=1. if kind=='mixup' else 0., cutmix_alpha=1. if kind=='cutmix' else 0., label_smoothing=0, num_classes=n_out)
+    t = timm_mixup.Mixup(mixup_alpha=1. if kind=='mixup' else 0., cutmix_alpha=1. if kind=='cutmix' else 0.,
+        label_smoothing=0, num_classes=n_out)
     np.random.seed(seed)
     lam,is_cutmix = t._params_per_batch()
     assert is_cutmix==(kind=='cutmix')
@@ -91,7 +92,8 @@ def test_areas():
 def test_draws_of_ricap(monkeypatch):
     'Sizes follow Beta(0.3, 0.3), crops are anywhere inside, and the four permutations differ'
     drawn = []
-    monkeypatch.setattr(mixers, 'ricap', lambda x,probs,perms,h,w,corners: drawn.append((perms, h, w, corners)) or (x, probs))
+    monkeypatch.setattr(mixers, 'ricap', lambda x,probs,perms,h,w,
+        corners: drawn.append((perms, h, w, corners)) or (x, probs))
     x,t = torch.zeros(8, 1, 200, 100),RICAP(0.3)
     for _ in range(3000): t.mix(x, None)
     for k,n in ((1, 200), (2, 100)):
@@ -143,7 +145,8 @@ def test_independent_streams():
         outs.append([t.mix(x, probs)[0] for _ in range(3)])
     assert all(torch.equal(a, b) for a,b in zip(*outs))
 
-several = dict(OneOf=lambda: OneOf(MixUp(), CutMix(p=1.), RICAP()), Chain=lambda: Chain(CutMix(p=1.), OneOf(MixUp(0.5), RICAP(), p=(0.7,0.2))))
+several = dict(OneOf=lambda: OneOf(MixUp(), CutMix(p=1.), RICAP()),
+    Chain=lambda: Chain(CutMix(p=1.), OneOf(MixUp(0.5), RICAP(), p=(0.7,0.2))))
 
 def test_refused_in_words_that_can_be_typed():
     for cbs in ([MixUp(), CutMix()], [RICAP(0.5), several['Chain']()], [MixUp(), MixUp(0.2)]):
@@ -164,11 +167,17 @@ def test_pickle(name):
     assert torch.equal(t.mix(x, probs)[0], again.mix(x, probs)[0])
 
 bad_betas = [-1, 1e-9, 0.009, 1001, 1e999, 1e308, float('nan'), 'a', None, True, [1], np.ones(2), 10**400]
-bad = [(lambda: CutMix(p=-0.1), 'p is -0.1'), (lambda: OneOf(), 'OneOf was given nothing'), (lambda: Chain(), 'Chain was given nothing'), (lambda: OneOf(MixUp(), p=2), 'p is 2'),
-    (lambda: OneOf(MixUp(), p=(1,1)), 'p is (1, 1)'), (lambda: OneOf(MixUp(), CutMix(), p=(0.5,0.6)), 'p is (0.5, 0.6)'), (lambda: OneOf(MixUp(), p=(float('nan'),)), 'p is nan')]
-bad += [(lambda f=f, v=v: f(v), n) for f,n in ((MixUp, 'alpha is '), (CutMix, 'beta is '), (RICAP, 'beta is ')) for v in bad_betas]
-bad += [(lambda f=f, v=v: f(p=v), 'p is ') for f in (CutMix, lambda p: OneOf(MixUp(), p=p)) for v in (float('inf'), 'a', None, True, {}, np.ones(1), [[1]])]
-bad += [(lambda k=k, v=v: k(MixUp(), v), f'{k.__name__} was given ') for k in (OneOf, Chain) for v in (MixUp, 3, 'MixUp()', None, [CutMix()], SAM(), 'x'*10_000)]
+bad = [(lambda: CutMix(p=-0.1), 'p is -0.1'), (lambda: OneOf(), 'OneOf was given nothing'),
+    (lambda: Chain(), 'Chain was given nothing'), (lambda: OneOf(MixUp(), p=2), 'p is 2'),
+    (lambda: OneOf(MixUp(), p=(1,1)), 'p is (1, 1)'),
+    (lambda: OneOf(MixUp(), CutMix(), p=(0.5,0.6)), 'p is (0.5, 0.6)'),
+    (lambda: OneOf(MixUp(), p=(float('nan'),)), 'p is nan')]
+bad += [(lambda f=f, v=v: f(v), n) for f,n in ((MixUp, 'alpha is '), (CutMix, 'beta is '), (RICAP, 'beta is '))
+    for v in bad_betas]
+bad += [(lambda f=f, v=v: f(p=v), 'p is ') for f in (CutMix, lambda p: OneOf(MixUp(), p=p))
+    for v in (float('inf'), 'a', None, True, {}, np.ones(1), [[1]])]
+bad += [(lambda k=k, v=v: k(MixUp(), v), f'{k.__name__} was given ') for k in (OneOf, Chain)
+    for v in (MixUp, 3, 'MixUp()', None, [CutMix()], SAM(), 'x'*10_000)]
 bad += [(lambda v=v: LabelSmoothing(v), 'eps is ') for v in (-1, 2, 'a', None, float('nan'), True)]
 @pytest.mark.parametrize('f,msg', bad)
 def test_bad_input(f, msg):
@@ -185,14 +194,16 @@ def test_smallest_and_largest(v):
 
 def test_numbers():
     'Numbers of numpy and torch are numbers, and shown as such'
-    assert repr(OneOf(MixUp(np.float32(0.5)), CutMix(torch.tensor(2.)), p=[np.float64(0.25), 0.5]))=='OneOf(MixUp(alpha=0.5), CutMix(beta=2.0), p=[0.25, 0.5])'
+    assert repr(OneOf(MixUp(np.float32(0.5)), CutMix(torch.tensor(2.)),
+        p=[np.float64(0.25), 0.5]))=='OneOf(MixUp(alpha=0.5), CutMix(beta=2.0), p=[0.25, 0.5])'
     assert MixUp(0).off and CutMix(0).off and RICAP(0).off
 
 # several mixers as one trick, through the contract
 
 @pytest.fixture
 def contracted(monkeypatch):
-    def make(name): return several[name]() if name in several else dict(SAM=SAM(0.3), LabelSmoothing=LabelSmoothing(0.1))[name]
+    def make(name):
+        return several[name]() if name in several else dict(SAM=SAM(0.3), LabelSmoothing=LabelSmoothing(0.1))[name]
     monkeypatch.setattr(contract, 'make', make)
 
 lifecycle = 'does_something lr_find validation_is_plain accumulates bf16 on_meta picture'.split()
@@ -216,6 +227,8 @@ def test_contract_by_hand(name, contracted):
     contract.test_by_hand((name,'SAM','LabelSmoothing'))
     contract.test_order_of_the_list((name,'SAM','LabelSmoothing'))
 
-@pytest.mark.parametrize('off', [OneOf(MixUp(), CutMix(), p=0.), OneOf(MixUp(0.), CutMix(p=0.)), Chain(RICAP(0.), MixUp(0.))])
+@pytest.mark.parametrize('off',
+    [OneOf(MixUp(), CutMix(), p=0.), OneOf(MixUp(0.), CutMix(p=0.)), Chain(RICAP(0.), MixUp(0.))])
 @pytest.mark.parametrize('learner', [our_learner, plain_learner])
-def test_neutral(off, learner): contract.assert_same(contract.state(fit(learner([off]))), contract.state(fit(learner([]))))
+def test_neutral(off, learner):
+    contract.assert_same(contract.state(fit(learner([off]))), contract.state(fit(learner([]))))

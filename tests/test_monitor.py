@@ -11,18 +11,17 @@ from cifar_fastai.core import UserError
 from cifar_fastai.data.loaders import cifar_dls
 from cifar_fastai.learner import cifar_learner
 from cifar_fastai.callback.mixers import MixUp
+from cifar_fastai.callback.recorder import async_metrics
 from cifar_fastai.callback.monitor import CPUUse, GPUUse, ImagesPerSecond, PeakMemory, TrainAccuracy, peak_memory
 from cifar_fastai.callback.sam import SAM
+from common import fit_of
 
 def learner(cbs):
     set_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, 10))
     return cifar_learner(model, cifar_dls('digits', bs=13, fraction=40/1500, val_bs=100), cbs=cbs, lr=0.01)
 
-def fit(learn, n=2):
-    set_seed(1)
-    with learn.no_bar(), learn.no_logging(): learn.fit(n)
-    return learn
+fit = fit_of(2, seed=1)
 
 @pytest.mark.parametrize('beside', [[], [MixUp()], [SAM(0.1)], [MixUp(), SAM(0.1)]])
 def test_train_accuracy(beside):
@@ -31,7 +30,8 @@ def test_train_accuracy(beside):
     def look(self):
         y = self.yb[0] if self.yb[0].ndim==2 else nn.functional.one_hot(self.yb[0], 10).float()
         seen.append([y[i,g].item() for i,g in enumerate(self.pred.argmax(1).tolist())])
-    learn = fit(learner([TrainAccuracy(), Callback(after_batch=lambda self: look(self) if self.training else None), *beside]), 3)
+    learn = fit(learner([TrainAccuracy(), Callback(after_batch=lambda self: look(self) if self.training else None),
+        *beside]), 3)
     assert learn.recorder.metric_names[-2]=='train_accuracy' and sum(map(len, seen))==120
     assert sum(v[-1] for v in learn.recorder.values)==pytest.approx(sum(map(sum, seen))/40, rel=1e-6)
 
@@ -76,16 +76,18 @@ class Keep(Callback):
     order,run_valid = 49.5,True
     def before_fit(self): self.rows = []
     def before_epoch(self): self.row = {}
-    def _take(self, part, mets): self.row |= {f'{part}_loss' if i==0 else f'{part}{m.name}':m.value for i,m in enumerate(mets)}
+    def _take(self, part, mets):
+        self.row |= {f'{part}_loss' if i==0 else f'{part}{m.name}':m.value for i,m in enumerate(mets)}
     def after_train(self): self._take('train', self.recorder._train_mets)
     def after_validate(self): self._take('valid', self.recorder._valid_mets)
     def after_epoch(self): self.rows.append({k:float(v) for k,v in self.row.items()})
 
 def plain(cbs):
-    "A Learner with fastai's own Recorder"
+    "A Learner made by hand, with the Recorder of `async_metrics`"
     set_seed(0)
     dls = cifar_dls('digits', bs=13, fraction=40/1500, val_bs=100)
-    return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, 10)), nn.CrossEntropyLoss(), lr=0.01, metrics=[accuracy, error_rate], cbs=cbs)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, 10))
+    return async_metrics(Learner(dls, model, nn.CrossEntropyLoss(), lr=0.01, metrics=[accuracy, error_rate], cbs=cbs))
 
 def check_history(learn, keep):
     "Each column is the metric of that name and part; what was not recorded is nan, and an epoch without figures has no row"
@@ -105,7 +107,8 @@ class Drop(Callback):
         if self.training and self.epoch in self.train: raise CancelTrainException
         if not self.training and self.epoch in self.valid: raise CancelValidException
 
-lives = {'whole':[], 'short':[ShortEpochCallback()], 'short training':[ShortEpochCallback(short_valid=False)], 'start_epoch':[SkipToEpoch(1)],
+lives = {'whole':[], 'short':[ShortEpochCallback()], 'short training':[ShortEpochCallback(short_valid=False)],
+    'start_epoch':[SkipToEpoch(1)],
     'first cut':[Drop(train=[0])], 'last cut':[Drop(valid=[2])], 'mixed':[Drop(train=[0, 2], valid=[1, 2])]}
 
 @pytest.mark.parametrize('life', lives)
@@ -146,7 +149,8 @@ def test_history_of_plain_rows():
     learn = fit(plain([]))
     want = learn.recorder.history
     learn.recorder.values = [list(v) for v in learn.recorder.values]
-    assert learn.recorder.history.equals(want) and list(want.columns)==['train_loss', 'valid_loss', 'accuracy', 'error_rate']
+    assert learn.recorder.history.equals(want) and list(want.columns)==['train_loss', 'valid_loss', 'accuracy',
+        'error_rate']
 
 def test_two_metrics_of_one_name():
     learn = plain([])
@@ -167,7 +171,8 @@ def test_one_column(cls):
     learn = learner([cb])
     before = list(learn.metrics)
     def stop(self): raise KeyboardInterrupt
-    for kw in (dict(after_loss=stop), dict(before_epoch=stop), dict(before_fit=stop), dict(after_fit=stop), dict(before_validate=stop), dict(after_epoch=stop)):
+    for kw in (dict(after_loss=stop), dict(before_epoch=stop), dict(before_fit=stop), dict(after_fit=stop),
+        dict(before_validate=stop), dict(after_epoch=stop)):
         for order in (-50, 48, 70):
             other = Callback(**kw)
             other.order = order

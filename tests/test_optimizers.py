@@ -23,7 +23,8 @@ class TheirAdaBound(po.AdaBound):
 
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4*36, 5)).double()
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+        nn.Linear(4*36, 5)).double()
 
 g = torch.Generator().manual_seed(1)
 xs,ys = torch.randn(12, 6, 3, 8, 8, generator=g, dtype=torch.float64),torch.randint(0, 5, (12, 6), generator=g)
@@ -104,8 +105,9 @@ def test_in_a_learner(name):
     on_meta.dls.to('meta')
     on_meta.model.to('meta')
     fit(on_meta)
-    learn = fit(learner(name))
-    other = learner(name)
+    learn,other = fit(learner(name)),fit(learner(name)) # the second fit of both follows
+    with torch.no_grad():
+        for o in other.model.parameters(): o.zero_()
     other.create_opt()
     load_learner_state(other, copy.deepcopy(learner_state(learn)))
     for l in (learn, other): fit(l)
@@ -134,7 +136,8 @@ def of_param(learn, k):
 
 decayed = {'0.weight', '3.weight'}
 ways = dict(learner=lambda l: l.fit(1), fit=lambda l: l.fit(1, wd=0.1), one_cycle=lambda l: l.fit_one_cycle(1, wd=0.1),
-    cosine=lambda l: l.fit_cosine(1, wd=0.1), groups=lambda l: l.fit(1, wd=[0.1, 0.1]), fine_tune=lambda l: l.fine_tune(1, wd=0.1),
+    cosine=lambda l: l.fit_cosine(1, wd=0.1), groups=lambda l: l.fit(1, wd=[0.1, 0.1]),
+    fine_tune=lambda l: l.fine_tune(1, wd=0.1),
     set_hyper=lambda l: l.opt.set_hyper('wd', 0.1), hypers=lambda l: [h.update(wd=0.1) for h in l.opt.hypers])
 
 @pytest.mark.parametrize('way', ways)
@@ -153,12 +156,14 @@ def test_fastais_learner(on):
     ours = learner('sgd')
     learn = Learner(ours.dls, ours.model, ours.loss_func, opt_func=create_opt_func('adamw'), wd=0.1, wd_bn_bias=on)
     fit(learn)
-    assert {n for n,v in of_param(learn, 'weight_decay').items() if v}==(set(dict(learn.model.named_parameters())) if on else decayed)
+    assert {n for n,v in of_param(learn, 'weight_decay').items() if v}==(set(dict(learn.model.named_parameters())) if on
+        else decayed)
 
 def test_other_wrappers():
     "fastai's own wrapper decays norms and biases whatever `wd_bn_bias` says: refused, however it is given; its own optimizers obey"
     wrap = partial(OptimWrapper, opt=torch.optim.SGD)
-    for o in (wrap, lambda ps, lr: wrap(ps, lr=lr), OptimWrapper(opt=torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))):
+    for o in (wrap, lambda ps, lr: wrap(ps, lr=lr),
+        OptimWrapper(opt=torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))):
         with pytest.raises(UserError, match='wd_bn_bias=False: .* create_opt_func'): learner(o, wd_bn_bias=False)
         learner(o)
     learner(SGD, wd_bn_bias=False)
@@ -172,8 +177,10 @@ def test_layer_groups(name, wd_bn_bias):
     for learn,s in zip(learners, seen):
         def look(): s.append(({n:p.requires_grad for n,p in learn.model.named_parameters()}, of_param(learn, 'lr')))
         with learn.no_bar(), learn.no_logging():
-            for f,*args in [(learn.freeze,), (learn.unfreeze,), (learn.freeze_to, 1), (learn.fit, 1, slice(1e-4, 1e-2)), (learn.fit, 1, slice(1e-3)),
-                (learn.unfreeze,), (learn.fit_one_cycle, 1, slice(1e-4, 1e-2)), (learn.fit_flat_cos, 1, slice(1e-4, 1e-2)), (learn.fit, 1, [1e-3, 1e-4])]:
+            for f,*args in [(learn.freeze,), (learn.unfreeze,), (learn.freeze_to, 1), (learn.fit, 1, slice(1e-4, 1e-2)),
+                (learn.fit, 1, slice(1e-3)),
+                (learn.unfreeze,), (learn.fit_one_cycle, 1, slice(1e-4, 1e-2)),
+                (learn.fit_flat_cos, 1, slice(1e-4, 1e-2)), (learn.fit, 1, [1e-3, 1e-4])]:
                 f(*args)
                 look()
     assert seen[0]==seen[1] and seen[0][0][0]['0.weight']==False and seen[0][0][0]['3.weight']==True
@@ -181,10 +188,12 @@ def test_layer_groups(name, wd_bn_bias):
 
 def test_without_norms():
     'Layer groups of only norms and biases, or of neither'
-    learn = learner('sgd', wd_bn_bias=False, wd=0.1, splitter=lambda m: [[m[0].weight], [m[3].weight], [m[0].bias, *m[1].parameters(), m[3].bias]])
+    learn = learner('sgd', wd_bn_bias=False, wd=0.1,
+        splitter=lambda m: [[m[0].weight], [m[3].weight], [m[0].bias, *m[1].parameters(), m[3].bias]])
     fit(learn)
     assert [len(ps) for ps in learn.opt.param_lists]==[1, 1, 4]
-    assert {n for n,v in of_param(learn, 'weight_decay').items() if v}==decayed and [h['wd'] for h in learn.opt.hypers]==[0.1]*3
+    assert {n for n,v in of_param(learn, 'weight_decay').items() if v}==decayed and [h['wd']
+        for h in learn.opt.hypers]==[0.1]*3
 
 @pytest.mark.parametrize('name', optimizers)
 def test_split(name):
@@ -201,7 +210,8 @@ def test_split(name):
     o.set_hyper('wd', 0.3)
     def check(ps, o):
         def of(k): return [next(g[k] for g in o.opt.param_groups if any(p is q for q in g['params'])) for p in ps]
-        assert of('lr')==[0.1, 0.1*3., 0.1*(3.*(1/3)), 0.1, 0.7, 0.7*(1/3)] and of('weight_decay')==[0.3, 0., 0., 0.3, 0.3, 0.3]
+        assert of('lr')==[0.1, 0.1*3., 0.1*(3.*(1/3)), 0.1, 0.7, 0.7*(1/3)] and of('weight_decay')==[0.3, 0., 0.,
+            0.3, 0.3, 0.3]
         assert [h['lr'] for h in o.hypers]==[0.1, 0.7] and [h['wd'] for h in o.hypers]==[0.3, 0.3]
     check(ps, o)
     sd = o.state_dict()
@@ -219,8 +229,10 @@ def test_save_and_load(name, tmp_path):
         set_seed(1)
         with learn.no_bar(), learn.no_logging(): learn.fit_cosine(2, slice(1e-3, 1e-2), wd=0.1, by='batch')
     a,b = learner(name, **kw),learner(name, **kw)
-    train(a)
+    for l in (a, b): train(l)
     a.save('m')
+    with torch.no_grad():
+        for o in b.model.parameters(): o.zero_()
     b.load('m')
     b.create_opt()
     b.load('m')
@@ -238,7 +250,8 @@ class StopAt(Callback):
 def test_resume(name, tmp_path):
     'Interrupted and resumed in a new Learner: bitwise the uninterrupted fit, with undecayed norms, two layer groups and a rate that a callback wrote'
     def run(file, *cbs, resume=False):
-        learn = learner(name, wd_bn_bias=False, splitter=halves, cbs=[Lower(), Checkpoint(tmp_path/file, resume=resume), *cbs])
+        learn = learner(name, wd_bn_bias=False, splitter=halves,
+            cbs=[Lower(), Checkpoint(tmp_path/file, resume=resume), *cbs])
         set_seed(1)
         with learn.no_bar(), learn.no_logging(), suppress(KeyboardInterrupt): learn.fit(4, slice(1e-3, 1e-2), wd=0.1)
         return learn
@@ -264,8 +277,10 @@ def test_hypers(name):
     ours,theirs = create_opt_func(name)(ps, lr=0.01),OptimWrapper(ps, cls, lr=0.01, **kw)
     for a,b in zip(ours.hypers, theirs.hypers):
         assert dict(a)==b==a and {**a}==b and repr(a)==repr(b) and len(a)==len(b) and list(a.items())==list(b.items()) and 'lr' in a and 'x' not in a
-        for c in (a.copy(), copy.copy(a), copy.deepcopy(a), pickle.loads(pickle.dumps(a))): assert type(c) is dict and c==b
-    names = {t:f for t,f in theirs.fwd_map.items() if isinstance(theirs.hypers[0][f], (int, float)) and not isinstance(theirs.hypers[0][f], bool)}
+        for c in (a.copy(), copy.copy(a), copy.deepcopy(a), pickle.loads(pickle.dumps(a))):
+            assert type(c) is dict and c==b
+    names = {t:f for t,f in theirs.fwd_map.items() if isinstance(theirs.hypers[0][f], (int, float))
+        and not isinstance(theirs.hypers[0][f], bool)}
     assert {'lr', 'weight_decay'}<=set(names) and (name not in ('adam', 'lion') or 'betas__0' in names)
     for i,(t,f) in enumerate(names.items()):
         for key,v in ((t, 0.25+i/100), (f, 0.5+i/100)):
@@ -303,18 +318,22 @@ def test_pickle(name, tmp_path):
     learn.export('m.pkl')
     loaded = load_learner(tmp_path/'m.pkl')
     loaded.create_opt()
-    assert [g['weight_decay'] for g in loaded.opt.opt.param_groups][1]==0. and loaded.opt.hypers[0].keys()==learn.opt.hypers[0].keys()
+    assert [g['weight_decay']
+        for g in loaded.opt.opt.param_groups][1]==0. and loaded.opt.hypers[0].keys()==learn.opt.hypers[0].keys()
 
 # what AdaBound's final rate is measured against
 
 def final(learn):
     "`final_lr` at the rate that a step uses, by its definition; recorded at every step"
     seen = []
-    learn.add_cb(Callback(before_step=lambda self: seen.append([g['final_lr']*g['lr']/g['base_lr'] for g in self.opt.opt.param_groups])))
+    learn.add_cb(Callback(before_step=lambda self: seen.append([g['final_lr']*g['lr']/g['base_lr']
+        for g in self.opt.opt.param_groups])))
     return seen
 
-fits = dict(plain=lambda l, lr: l.fit(1, lr), cosine=lambda l, lr: l.fit_cosine(3, lr), warm=lambda l, lr: l.fit_warmcosine(2, lr, by='batch'),
-    one_cycle=lambda l, lr: l.fit_one_cycle(2, lr), flat=lambda l, lr: l.fit_flat_cos(2, lr), sgdr=lambda l, lr: l.fit_sgdr(1, 2, lr),
+fits = dict(plain=lambda l, lr: l.fit(1, lr), cosine=lambda l, lr: l.fit_cosine(3, lr), warm=lambda l,
+    lr: l.fit_warmcosine(2, lr, by='batch'),
+    one_cycle=lambda l, lr: l.fit_one_cycle(2, lr), flat=lambda l, lr: l.fit_flat_cos(2, lr), sgdr=lambda l,
+    lr: l.fit_sgdr(1, 2, lr),
     triangular=lambda l, lr: l.fit_triangular(2, lr))
 
 @pytest.mark.parametrize('lr', [1e-3, 0.3, slice(1e-4, 1e-2)])

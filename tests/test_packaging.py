@@ -43,7 +43,8 @@ print('=====')
 def dist(tmp_path_factory):
     "Wheel and sdist, built from a copy so that nothing is left in the checkout"
     tmp = tmp_path_factory.mktemp('build')
-    skip = shutil.ignore_patterns('.git', '_docs', '_proc', 'exps', 'build', 'dist', '*.egg-info', '__pycache__', '.*_cache')
+    skip = shutil.ignore_patterns('.git', '_docs', '_proc', 'exps', 'build', 'dist', '*.egg-info',
+        '__pycache__', '.*_cache')
     shutil.copytree(root, tmp/'src', ignore=skip)
     args = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', tmp/'dist', tmp/'src']
     res = subprocess.run(args, capture_output=True, text=True)
@@ -73,7 +74,8 @@ def test_metadata(dist):
 
 def test_wheel_installs(dist, tmp_path):
     "Installed somewhere new, all of it is found there"
-    args = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', tmp_path/'site', next(dist.glob('*.whl'))]
+    args = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', tmp_path/'site',
+        next(dist.glob('*.whl'))]
     subprocess.run(args, check=True, capture_output=True)
     code = f'import sys; sys.path.insert(0, {str(tmp_path/"site")!r}); import cifar_fastai, pkgutil; print(cifar_fastai.__file__)'
     assert Path(python(code, cwd=tmp_path).strip())==tmp_path/'site/cifar_fastai/__init__.py'

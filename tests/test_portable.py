@@ -68,7 +68,8 @@ print('done')
     assert out.split()[-1]=='done' and len(list(tmp_path.rglob('log.csv')))==2
 
 # modules that are not everywhere, and functions of `os` and `signal` that are not
-posix = {'resource', 'fcntl', 'termios', 'pwd', 'grp', 'tty', 'pty', 'syslog', 'readline', 'crypt', 'nis', 'spwd', 'posix'}
+posix = {'resource', 'fcntl', 'termios', 'pwd', 'grp', 'tty', 'pty', 'syslog', 'readline', 'crypt', 'nis',
+    'spwd', 'posix'}
 windows = {'msvcrt', 'winreg', 'winsound', '_winapi', 'nt'}
 
 def test_imports_are_guarded():
@@ -76,7 +77,8 @@ def test_imports_are_guarded():
     bad = []
     for path in (root/'cifar_fastai').rglob('*.py'):
         for o in ast.parse(path.read_text(encoding='utf-8')).body:
-            names = [a.name for a in o.names] if isinstance(o, ast.Import) else [o.module or ''] if isinstance(o, ast.ImportFrom) else []
+            names = [a.name for a in o.names] if isinstance(o, ast.Import) else [o.module or ''] if isinstance(o,
+                ast.ImportFrom) else []
             bad += [f'{path.name}: {n}' for n in names if n.split('.')[0] in posix|windows]
     assert not bad
 
@@ -96,15 +98,19 @@ def test_systems_are_tested():
     assert {o.split('-')[0] for o in m['os']}=={'ubuntu', 'macos', 'windows'}
     pythons = sorted(jobs['test']['strategy']['matrix']['python'], key=lambda v: int(v.split('.')[1]))
     assert m['python']==[pythons[0], pythons[-1]] and pythons[0]==cfg['min_python']
-    assert all(s.get('shell', 'bash')=='bash' for s in jobs['systems']['steps']) and jobs['systems']['defaults']['run']['shell']=='bash'
+    assert all(s.get('shell', 'bash')=='bash'
+        for s in jobs['systems']['steps']) and jobs['systems']['defaults']['run']['shell']=='bash'
 
 def test_versions_are_tested():
     'A scheduled job installs the lowest torch, fastai and fastcore of settings.ini, on the oldest Python, and another the newest'
     w = workflows['versions']
     assert 'schedule' in w[True] # YAML reads `on` as a boolean
-    lowest,newest = (next(s['run'] for s in w['jobs'][k]['steps'] if 'torch' in s.get('run', '')) for k in ('lowest', 'newest'))
+    lowest,newest = (next(s['run'] for s in w['jobs'][k]['steps'] if 'torch' in s.get('run', ''))
+        for k in ('lowest', 'newest'))
     for name,v in lower_bounds().items():
-        if name in ('torch', 'fastai', 'fastcore', 'einops', 'safetensors', 'psutil'): assert f'{name}=={v}' in lowest, name
+        if name in ('torch', 'fastai', 'fastcore', 'einops', 'safetensors', 'psutil'):
+            assert f'{name}=={v}' in lowest, name
     assert '--upgrade' in newest and all(o in newest for o in ('torch', 'fastai', 'fastcore'))
-    pythons = [next(s['with']['python-version'] for s in j['steps'] if 'setup-python' in s.get('uses', '')) for j in w['jobs'].values()]
+    pythons = [next(s['with']['python-version'] for s in j['steps'] if 'setup-python' in s.get('uses', ''))
+        for j in w['jobs'].values()]
     assert pythons==[cfg['min_python'], workflows['test']['jobs']['test']['strategy']['matrix']['python'][-1]]

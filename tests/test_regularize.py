@@ -12,8 +12,10 @@ def gen(seed=0): return torch.Generator().manual_seed(seed)
 def other(x): return -0.5*x # the second branch of shake-shake
 
 # name -> function of (x, training, generator)
-noises = dict(depth=lambda x,t=True,g=None: stochastic_depth(x, 0.3, t, g), drop=lambda x,t=True,g=None: shake_drop(x, 0.4, training=t, generator=g),
-    drop_skewed=lambda x,t=True,g=None: shake_drop(x, 0.4, (0,0.5), (0.5,2), t, g), shake=lambda x,t=True,g=None: shake_shake(x, other(x), t, g))
+noises = dict(depth=lambda x,t=True,g=None: stochastic_depth(x, 0.3, t, g), drop=lambda x,t=True,
+    g=None: shake_drop(x, 0.4, training=t, generator=g),
+    drop_skewed=lambda x,t=True,g=None: shake_drop(x, 0.4, (0,0.5), (0.5,2), t, g), shake=lambda x,t=True,
+    g=None: shake_shake(x, other(x), t, g))
 layers = [StochasticDepthLayer(0.3), ShakeDropLayer(0.3), ShakeShakeLayer(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))]
 
 def factors(f, n=20000):
@@ -64,7 +66,8 @@ def test_shake_drop_by_hand():
     y = shake_drop(x, 0.5, generator=gen())
     (y*w).sum().backward()
     g = gen()
-    b,alpha,beta = torch.empty(16).bernoulli_(0.5, generator=g),torch.empty(16).uniform_(-1, 1, generator=g),torch.empty(16).uniform_(0, 1, generator=g)
+    b,alpha = torch.empty(16).bernoulli_(0.5, generator=g),torch.empty(16).uniform_(-1, 1, generator=g)
+    beta = torch.empty(16).uniform_(0, 1, generator=g)
     for i in range(16):
         assert torch.equal(y[i], x[i]*(alpha[i] if b[i] else 1.))
         assert torch.equal(x.grad[i], w[i]*(beta[i] if b[i] else 1.))
@@ -132,7 +135,8 @@ def test_linear_decay():
     assert regularize_branches(net, 0.5, ShakeDropLayer) is net
     assert [m.branch[-1].p for m in net]==pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
-@pytest.mark.parametrize('f', [StochasticDepthLayer, ShakeDropLayer, lambda p: stochastic_depth(torch.ones(1, 1), p), lambda p: shake_drop(torch.ones(1, 1), p)])
+@pytest.mark.parametrize('f', [StochasticDepthLayer, ShakeDropLayer, lambda p: stochastic_depth(torch.ones(1, 1), p),
+    lambda p: shake_drop(torch.ones(1, 1), p)])
 def test_bad_p(f):
     for p in (-0.1, 1.1, 'a'):
         with pytest.raises(UserError, match='p is'): f(p)

@@ -22,14 +22,18 @@ def write_run(exps, row, seed=1, accs=(0.5,0.7,0.6), name=None, env=None, data=N
     folder = exps/(name or row.replace('/', '_'))/str(seed)
     folder.mkdir(parents=True)
     (folder/'config.yaml').write_text(write_config(dict(row=row) | asdict(config)))
-    environment = dict(cifar_fastai='0.1.0', commit='a'*40, python='3.11', torch='2.6', fastai='2.8', numpy='2', device='CPU', threads=1, started='2025-01-01T00:00:00',
-        data=dict(source=digest, split=dict(rule=config.data['rule'], fraction=config.fraction, valid='test', holdout=None),
-            digest=f'{seed:064}', train_images=round(50_000*config.fraction), test_images=5_000 if first else 10_000) | (data or {}))
+    environment = dict(cifar_fastai='0.1.0', commit='a'*40, python='3.11', torch='2.6', fastai='2.8', numpy='2',
+        device='CPU', threads=1, started='2025-01-01T00:00:00',
+        data=dict(source=digest,
+            split=dict(rule=config.data['rule'], fraction=config.fraction, valid='test', holdout=None),
+            digest=f'{seed:064}', train_images=round(50_000*config.fraction), test_images=5_000 if first else 10_000)
+        | (data or {}))
     (folder/'environment.json').write_text(json.dumps(environment | (env or {})))
     n = config.epochs if n_log is None else n_log
     accs = ([0.1]*n + list(accs))[-n:] if n else []
     same = dict(lr=0.1, seconds=60/max(n, 1), images_per_second=100)
-    rows = [dict(epoch=i, train_loss=2-a, valid_loss=1-a, accuracy=a, top5=a, peak_memory_mib=300+i) | same for i,a in enumerate(accs)]
+    rows = [dict(epoch=i, train_loss=2-a, valid_loss=1-a, accuracy=a, top5=a, peak_memory_mib=300+i) | same
+        for i,a in enumerate(accs)]
     if rows:
         with open(folder/'log.csv', 'w', newline='') as f:
             w = csv.DictWriter(f, rows[0])
@@ -85,7 +89,8 @@ def test_no_interval_of_one_run(a, b):
     assert str(i)==(f'{sum(a)/len(a)-sum(b)/len(b):+.2f}, no interval (n = 1)' if a else '–')
 
 def test_no_interval_without_spread():
-    for i in (welch([1.,1.], [2.,2.]), paired([1.3,2.3], [1.,2.]), mean_interval([1.,1.])): assert math.isnan(i.lo) and 'no spread' in str(i)
+    for i in (welch([1.,1.], [2.,2.]), paired([1.3,2.3], [1.,2.]), mean_interval([1.,1.])):
+        assert math.isnan(i.lo) and 'no spread' in str(i)
 
 # -- runs
 
@@ -99,7 +104,8 @@ def test_run(tmp_path):
 def test_find_runs_in_order_of_seeds(tmp_path):
     for s in (10,2,1): write_run(tmp_path, base, s)
     write_run(tmp_path, None, 5, name='a_own', model='resnet20')
-    assert [(r.folder.parent.name,r.seed) for r in find_runs(tmp_path)]==[('3.9_ss64_orgin',s) for s in (1,2,10)]+[('a_own',5)]
+    assert [(r.folder.parent.name,r.seed) for r in find_runs(tmp_path)]==[('3.9_ss64_orgin',s)
+        for s in (1,2,10)]+[('a_own',5)]
 
 def edit(path, **kw):
     d = yaml.safe_load(path.read_text())
@@ -111,7 +117,8 @@ broken = {
     'row of no text':(lambda f: edit(f/'config.yaml', row=[1]), 'must be a string'),
     'wrong type':(lambda f: edit(f/'config.yaml', epochs='many'), "epochs is 'many'"),
     'true is no number':(lambda f: edit(f/'config.yaml', bs=True), 'bs is True'),
-    'cut between lines':(lambda f: (f/'config.yaml').write_text(re.sub('(?m)^seed: .*\n', '', (f/'config.yaml').read_text())), 'lacks seed'),
+    'cut between lines':(lambda f: (f/'config.yaml').write_text(re.sub('(?m)^seed: .*\n', '',
+        (f/'config.yaml').read_text())), 'lacks seed'),
     'cut in a word':(lambda f: (f/'config.yaml').write_text((f/'config.yaml').read_text()[:-3]), 'cut off'),
     'two parts of the data':(lambda f: edit(f/'config.yaml', fraction=0.5, subset='half'), "no subset 'half'"),
     'not yaml':(lambda f: (f/'config.yaml').write_text('a: {\n'), 'not plain'),
@@ -122,21 +129,31 @@ broken = {
     'not text':(lambda f: (f/'config.yaml').write_bytes(b'\xff\xfe\x00'), 'not text'),
     'not json':(lambda f: (f/'environment.json').write_text('{"a": '), 'not JSON'),
     'json of another':(lambda f: (f/'environment.json').write_text('[1]'), 'on which data'),
-    'no digest':(lambda f: edit(f/'environment.json', data=dict(train_images=1, test_images=1)), 'does not say source, split, digest'),
-    'data of words':(lambda f: edit(f/'environment.json', data=dict(source='a', split=dict(rule='stratified', fraction=1, valid='test', holdout=None), train_images='many', test_images=1, digest='a')), 'does not say train_images'),
+    'no digest':(lambda f: edit(f/'environment.json', data=dict(train_images=1, test_images=1)),
+        'does not say source, split, digest'),
+    'data of words':(lambda f: edit(f/'environment.json',
+        data=dict(source='a', split=dict(rule='stratified', fraction=1, valid='test', holdout=None), train_images='many',
+            test_images=1, digest='a')), 'does not say train_images'),
     'a number as device':(lambda f: edit(f/'environment.json', device=3), 'does not say device'),
     'no environment':(lambda f: (f/'environment.json').unlink(), 'environment.json is missing'),
     'log cut in a line':(lambda f: (f/'log.csv').write_text((f/'log.csv').read_text()[:-2]), 'cut off'),
-    'log short of a cell':(lambda f: (f/'log.csv').write_text((f/'log.csv').read_text()+'200,0.1\n'), 'not a whole one'),
-    'log with a cell more':(lambda f: (f/'log.csv').write_text((f/'log.csv').read_text()+'200'+',1'*20+'\n'), 'not a whole one'),
-    'log with a header alone':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n'), 'has no epoch'),
-    'log without losses':(lambda f: (f/'log.csv').write_text('epoch,accuracy\n0,.5\n'), 'lacks train_loss, valid_loss, seconds'),
-    'log of words':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n0,a,b,c,d\n'), 'not a whole one'),
+    'log short of a cell':(lambda f: (f/'log.csv').write_text((f/'log.csv').read_text()+'200,0.1\n'),
+        'not a whole one'),
+    'log with a cell more':(lambda f: (f/'log.csv').write_text((f/'log.csv').read_text()+'200'+',1'*20+'\n'),
+        'not a whole one'),
+    'log with a header alone':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n'),
+        'has no epoch'),
+    'log without losses':(lambda f: (f/'log.csv').write_text('epoch,accuracy\n0,.5\n'),
+        'lacks train_loss, valid_loss, seconds'),
+    'log of words':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n0,a,b,c,d\n'),
+        'not a whole one'),
     'epochs in disorder':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n1,1,1,.5,1\n'), 'not a whole one'),
-    'accuracy of 70':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n0,1,1,70,1\n'), 'from 0 to 1'),
+    'accuracy of 70':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n0,1,1,70,1\n'),
+        'from 0 to 1'),
     'another csv':(lambda f: (f/'log.csv').write_text('x,y\n1,2\n'), 'not the log of a run'),
     'more epochs than asked for':(lambda f: edit(f/'config.yaml', epochs=2), 'config.yaml only 2'),
-    'weights cut off':(lambda f: (f/'best.safetensors').write_bytes((f/'best.safetensors').read_bytes()[:-5]), 'not a whole file of weights')}
+    'weights cut off':(lambda f: (f/'best.safetensors').write_bytes((f/'best.safetensors').read_bytes()[:-5]),
+        'not a whole file of weights')}
 
 @pytest.mark.parametrize('how', broken)
 def test_broken_files(tmp_path, how):
@@ -210,7 +227,8 @@ def test_columns(tmp_path):
     assert cols['row']==['ss64_orgin','ss64_c','ss64_m','ss64_cm']
     assert cols['cutout']==['','✓','','✓'] and cols['mixup']==['','','✓','✓']
     assert cols['published top-1, %']==['96.42','96.49','96.17','95.82']
-    assert cols['last epoch, %']==['92.00 ± 1.00','93.50 ± 1.32','91.33 ± 1.53','94.00'] and cols['n']==['3','3','3','1']
+    assert cols['last epoch, %']==['92.00 ± 1.00','93.50 ± 1.32','91.33 ± 1.53','94.00'] and cols['n']==['3',
+        '3','3','1']
     assert cols['difference, Welch'][0]=='baseline' and cols['difference, Welch'][1].startswith('+1.50 [')
     assert cols['difference, Welch'][3]=='+2.00, no interval (n = 1)' and cols['difference, paired by seed'][3]=='+3.00, no interval (n = 1)'
     assert cols['time, min']==['1.0']*4 and cols['weight, MiB']==['1.00']*4
@@ -234,7 +252,8 @@ def test_shortened_runs_are_not_the_row(tmp_path):
     s, = rep.sections
     assert s.title=='Table 3.9, shortened: epochs 8 for 200, model resnet20 for shake_resnet26_2x64d'
     assert 'full row, published top-1, %' in s.columns and 'published top-1, %' not in s.columns
-    for text in (rep.markdown(), rep.html()): assert 'for reference only' in text and 'shortened: epochs 8 for 200' in text
+    for text in (rep.markdown(), rep.html()):
+        assert 'for reference only' in text and 'shortened: epochs 8 for 200' in text
     assert s.columns['model']==['resnet20']*4 and s.columns['epochs']==['8']*4
 
 def test_full_and_shortened_runs_are_never_mixed(tmp_path):
@@ -245,10 +264,16 @@ def test_full_and_shortened_runs_are_never_mixed(tmp_path):
     assert line(rep, base)['n']==3 and line(rep, base, 1)['n']==1
     assert 'of 2 kinds, which differ in settings:' in rep.mixed[0] and rep.mixed[0] in rep.markdown()
 
-@pytest.mark.parametrize('kw,differ', [(dict(data=dict(source='e'*64)), 'data'), (dict(data=dict(split=dict(rule='stratified', fraction=1., valid='holdout', holdout=0.1))), 'data'),
-    (dict(data=dict(split=dict(rule='first', fraction=1., valid='test', holdout=None))), 'settings and data'), (dict(env=dict(commit='b'*40)), 'code'), (dict(env=dict(commit='a'*40+'+changes')), 'code'),
-    (dict(env=dict(cifar_fastai='0.2.0')), 'code'), (dict(env=dict(commit=None)), 'code'), (dict(fraction=0.5, subset='fixed'), 'settings and data'), (dict(lr=0.05), 'settings'), (dict(dataset='digits'), 'settings and data'),
-    (dict(data=dict(test_images=5000)), 'settings and data'), (dict(data=dict(train_images=40_000)), 'settings and data')])
+@pytest.mark.parametrize('kw,differ',
+    [(dict(data=dict(source='e'*64)), 'data'),
+        (dict(data=dict(split=dict(rule='stratified', fraction=1., valid='holdout', holdout=0.1))), 'data'),
+        (dict(data=dict(split=dict(rule='first', fraction=1., valid='test', holdout=None))), 'settings and data'),
+        (dict(env=dict(commit='b'*40)), 'code'), (dict(env=dict(commit='a'*40+'+changes')), 'code'),
+        (dict(env=dict(cifar_fastai='0.2.0')), 'code'), (dict(env=dict(commit=None)), 'code'),
+        (dict(fraction=0.5, subset='fixed'), 'settings and data'), (dict(lr=0.05), 'settings'),
+        (dict(dataset='digits'), 'settings and data'),
+        (dict(data=dict(test_images=5000)), 'settings and data'),
+        (dict(data=dict(train_images=40_000)), 'settings and data')])
 def test_kinds_are_never_mixed(tmp_path, kw, differ):
     sweep(tmp_path)
     for s in (4,5): write_run(tmp_path, base, s, **kw)
@@ -262,7 +287,8 @@ def test_subsets_drawn_by_the_seed_share_a_mean(tmp_path):
     rep = report_runs(tmp_path)
     assert len({r.environment['data']['digest'] for r in rep.sections[0].every})==3
     assert not rep.mixed and line(rep, base)['n']==3 and not math.isnan(line(rep, base)['last_sd'])
-    assert 'source d1d1d1d1; stratified, fraction 0.1' in rep.sections[0].caption and line(rep, base)['split']=='stratified, fraction 0.1'
+    assert 'source d1d1d1d1; stratified, fraction 0.1' in rep.sections[0].caption and line(rep,
+        base)['split']=='stratified, fraction 0.1'
 
 def test_another_rule_of_the_split_is_a_change(tmp_path):
     "Where the source does not keep the order that a configuration needs"
@@ -320,13 +346,15 @@ def test_runs_of_no_row(tmp_path):
 def test_nothing_to_report(tmp_path):
     with pytest.raises(UserError, match='no folder'): report_runs(tmp_path/'none')
     with pytest.raises(UserError, match='no finished run of 3.9.$'): report_runs(tmp_path, '3.9')
-    with pytest.raises(UserError, match='no finished run of 3.9/ss64_orgin, 3.9/ss64_c, 3.9/ss64_m, [.][.][.].$'): report_runs(tmp_path, [e.id for e in experiments('3.9/*')])
+    with pytest.raises(UserError, match='no finished run of 3.9/ss64_orgin, 3.9/ss64_c, 3.9/ss64_m, [.][.][.].$'):
+        report_runs(tmp_path, [e.id for e in experiments('3.9/*')])
     write_run(tmp_path, base, 1, n_log=3)
     with pytest.raises(UserError, match=r'no finished run of 3.9 \(.*3 of 200 epochs\).$'): report_runs(tmp_path, '3.9')
 
 def test_caption(tmp_path):
     s = report_runs(sweep(tmp_path), '3.9').sections[0]
-    assert s.caption==('Data: cifar10, 50,000 training and 10,000 test images (source d1d1d1d1). Device: CPU. Seed: 1, 2, 3. Epochs: 200. '
+    assert s.caption==('Data: cifar10, 50,000 training and 10,000 test images (source d1d1d1d1). Device: '
+        'CPU. Seed: 1, 2, 3. Epochs: 200. '
         'Code: cifar_fastai 0.1.0 at aaaaaaaa.')
 
 # -- files
@@ -339,7 +367,9 @@ def test_csv_holds_everything(tmp_path):
     w = line(rep, cutout)['last_welch']
     assert [float(rows[1][f'last_welch{o}']) for o in ('', '_lo', '_hi', '_n')]==[w.value,w.lo,w.hi,w.n]
     assert rows[3]['last_welch_lo']=='' and rows[3]['last_sd']==''
-    for k in ('code', 'device', 'source', 'split', 'train_images', 'epochs', 'seeds', 'best_paired_hi', 'tricks', 'published_top1'): assert rows[1][k]
+    for k in ('code', 'device', 'source', 'split', 'train_images', 'epochs', 'seeds', 'best_paired_hi', 'tricks',
+        'published_top1'):
+        assert rows[1][k]
 
 class Page(HTMLParser):
     "Collects what a page refers to, and whether its tags are closed"
@@ -382,7 +412,8 @@ def test_same_report_twice(tmp_path):
 
 def test_save_report(tmp_path):
     paths = save_report(report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'), tmp_path/'out')
-    assert [o.name for o in paths]==['report.md','report.csv','report.png','report.html'] and sorted(paths)==sorted((tmp_path/'out').iterdir())
+    assert [o.name for o in paths]==['report.md','report.csv','report.png',
+        'report.html'] and sorted(paths)==sorted((tmp_path/'out').iterdir())
     assert (tmp_path/'out'/'report.png').read_bytes()[:4]==b'\x89PNG' and '](report.png)' in paths[0].read_text()
 
 @pytest.mark.parametrize('fails', ['write', 'flush'])
@@ -393,12 +424,14 @@ def test_saved_whole_or_not_at_all(tmp_path, full_disk, fails):
     before = {o.name:o.read_bytes() for o in out.iterdir()}
     for n in range(1, 5):
         full_disk(n, fails)
-        with pytest.raises(UserError, match='could not be written.*No space left'): save_report(replace(rep, not_run=['x']), out)
+        with pytest.raises(UserError, match='could not be written.*No space left'):
+            save_report(replace(rep, not_run=['x']), out)
         assert {o.name:o.read_bytes() for o in out.iterdir()}==before
 
 def test_folder_that_is_a_file(tmp_path):
     (tmp_path/'f').write_text('x')
-    with pytest.raises(UserError, match='is not a folder'): save_report(report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'), tmp_path/'f')
+    with pytest.raises(UserError, match='is not a folder'):
+        save_report(report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'), tmp_path/'f')
 
 # -- two runs
 
@@ -409,12 +442,14 @@ def test_compare(tmp_path):
     assert c.settings=={'tricks':([],['MixUp()']), 'row':(base,mixup)}
     assert c.environment=={'torch':('2.6','2.7'), 'data digest':(f'{1:064}','e'*64)}
     assert c.first_difference==(1,'train_loss')
-    for o in ('The logs differ from epoch 2 on: train_loss is 1.4 and 1.35.', '70.00', '65.00 (epoch 2)'): assert o in str(c)
+    for o in ('The logs differ from epoch 2 on: train_loss is 1.4 and 1.35.', '70.00', '65.00 (epoch 2)'):
+        assert o in str(c)
     assert len(c.plot().axes)==2
 
 def test_compare_bit_for_bit(tmp_path):
     "The smallest difference is one, time is none"
-    a,b,d = (write_run(tmp_path/k, base, 1, (.5,x), epochs=2) for k,x in dict(a=.6, b=.6, d=math.nextafter(.6, 0)).items())
+    a,b,d = (write_run(tmp_path/k, base, 1, (.5,x), epochs=2)
+        for k,x in dict(a=.6, b=.6, d=math.nextafter(.6, 0)).items())
     (b/'log.csv').write_text((b/'log.csv').read_text().replace(',30.0,', ',31.0,'))
     assert read_run(b).seconds!=read_run(a).seconds
     c = compare_runs(a, b)
@@ -436,7 +471,8 @@ def test_baseline_of_another_table(tmp_path):
         write_run(tmp_path, cosine, s, (.5,.9+s/100))
         write_run(tmp_path, plain, s, (.5,.8+s/50))
     s, = report_runs(tmp_path, '3.6').sections
-    assert s.columns['row']==[plain,cosine.split('/')[1]] and s.columns['difference, paired by seed'][1].startswith('+8.50 [')
+    assert s.columns['row']==[plain,
+        cosine.split('/')[1]] and s.columns['difference, paired by seed'][1].startswith('+8.50 [')
 
 def test_a_sweep(tmp_path):
     "Each variant of a row that is a sweep is a row of a report"

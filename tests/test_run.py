@@ -3,11 +3,13 @@ import csv,errno,json,os,select,shutil,signal,subprocess,sys,time
 from pathlib import Path
 import pytest
 from safetensors import safe_open
+from fastai.callback.core import Callback
 from cifar_fastai import serialize
 from cifar_fastai.runs import train as run
 from cifar_fastai.cli import cifar_train
 from cifar_fastai.core import UserError
 from cifar_fastai.runs.config import RunConfig, read_config, run_config
+from cifar_fastai.runs.folder import RunFolder
 from cifar_fastai.runs.train import train
 
 files = ['.lock', 'best.safetensors', 'config.yaml', 'curves.png', 'environment.json', 'last.safetensors', 'log.csv']
@@ -21,14 +23,15 @@ def elsewhere(tmp_path, monkeypatch):
 
 def log(name):
     'A log without the columns that differ from run to run'
-    with open(f'exps/{name}/666/log.csv') as f: return [{k:v for k,v in r.items() if k not in timed} for r in csv.DictReader(f)]
+    with open(f'exps/{name}/666/log.csv') as f:
+        return [{k:v for k,v in r.items() if k not in timed} for r in csv.DictReader(f)]
 
 def last(name): return Path(f'exps/{name}/666/last.safetensors')
 
 def as_the_checkpoint_has_it(path):
     'A checkpoint without the columns of its log that differ from run to run'
     sd = serialize.load_tree(path)
-    for r in sd['tricks']['RunFolder']['rows']:
+    for r in sd['tricks']['RunLog/0']['rows']:
         for k in timed: r.pop(k)
     for v in sd['recorder']['values']: del v[-2:] # the monitors of time and memory
     sd['random']['rng'].pop('torch_deterministic') # what --deterministic sets
@@ -63,7 +66,8 @@ def test_run(capsys):
     cfg,env = read_config(folder/'config.yaml'),json.loads((folder/'environment.json').read_text())
     assert cfg['tricks']==['MixUp()'] and cfg['row'] is None and run_config(cfg).epochs==2
     assert env['data']['train_images']==749 and env['data']['test_images']==299 and env['threads']==1 and env['torch']
-    with safe_open(folder/'best.safetensors', 'pt') as f: assert all('weight' in k or 'bias' in k or 'num_batches' in k or 'running' in k for k in f.keys())
+    with safe_open(folder/'best.safetensors', 'pt') as f:
+        assert all('weight' in k or 'bias' in k or 'num_batches' in k or 'running' in k for k in f.keys())
     for f in folder.glob('*.safetensors'): assert b'pickle' not in f.read_bytes()
     before = contents(folder)
     cifar_train(argv=argv)
@@ -75,11 +79,13 @@ def test_tensorboard():
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     cifar_train(argv=small+['--epochs', '2', '--name', 'a', '--tensorboard'])
     seen = EventAccumulator('exps/a/666/tensorboard').Reload()
-    assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in seen.Scalars('accuracy')]==[(int(r['epoch']), float(r['accuracy'])) for r in log('a')]
+    assert [(e.step, pytest.approx(e.value, rel=1e-6))
+        for e in seen.Scalars('accuracy')]==[(int(r['epoch']), float(r['accuracy'])) for r in log('a')]
 
 def test_same_bits_twice(capsys):
     'The same recipe, seed and machine give the same log and weights twice; another seed others'
-    for name,more in dict(a=[], b=['--deterministic'], c=['--seed', '1']).items(): cifar_train(argv=small+['--epochs', '2', '--name', name, '--cutout', '--autoaugmentation', *more])
+    for name,more in dict(a=[], b=['--deterministic'], c=['--seed', '1']).items():
+        cifar_train(argv=small+['--epochs', '2', '--name', name, '--cutout', '--autoaugmentation', *more])
     assert_same_end('a', 'b')
     assert log('a')!=[{k:v for k,v in r.items() if k not in timed} for r in csv.DictReader(open('exps/c/1/log.csv'))]
     import torch
@@ -106,7 +112,9 @@ for line in sys.stdin:
 """
 class Server:
     'Starts runs as processes of their own'
-    def __init__(self): self.p = subprocess.Popen([sys.executable, '-c', server], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self):
+        self.p = subprocess.Popen([sys.executable, '-c', server], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True)
     def start(self, argv):
         self.p.stdin.write(' '.join([os.getcwd(), *argv])+'\n')
         self.p.stdin.flush()
@@ -133,7 +141,7 @@ def check_whole(name):
     folder = Path(f'exps/{name}/666')
     if (folder/'config.yaml').exists(): assert 'MixUp()' in read_config(folder/'config.yaml')['tricks']
     if (folder/'environment.json').exists(): json.loads((folder/'environment.json').read_text())
-    if (folder/'log.csv').exists(): run.read_log(folder/'log.csv')
+    if (folder/'log.csv').exists(): RunFolder(folder).log()
     for o in folder.glob('*.safetensors'):
         with safe_open(o, 'pt') as f: assert all(f.get_tensor(k) is not None for k in f.keys())
 
@@ -151,6 +159,16 @@ def test_told_to_end(processes, signum):
     cifar_train(argv=argv+['--name', 'whole'])
     assert_same_end('told', 'whole')
 
+def test_told_to_end_at_the_end(monkeypatch):
+    'Ctrl-C in the last epoch leaves a finished run and is passed on: a sweep must not go on with the next run'
+    class Press(Callback):
+        order = 79
+        def after_epoch(self):
+            if self.epoch+1==self.n_epoch: signal.raise_signal(signal.SIGINT)
+    monkeypatch.setattr(run, 'run_monitors', lambda row=None: [Press()])
+    with pytest.raises(SystemExit, match='130'): cifar_train(argv=small+['--epochs', '2', '--name', 'a'])
+    assert RunFolder(last('a').parent).progress()==(2, 0)
+
 def test_killed_after_the_last_checkpoint(capsys, monkeypatch):
     'A run that ended with its last checkpoint lacks nothing'
     from cifar_fastai.runs import checkpoint
@@ -159,7 +177,7 @@ def test_killed_after_the_last_checkpoint(capsys, monkeypatch):
         real(path, tree)
         if tree['epoch']==2: raise KeyboardInterrupt
     monkeypatch.setattr(checkpoint, 'save_tree', save_and_end)
-    monkeypatch.setattr(run.RunFolder, 'after_cancel_fit', lambda self: None)
+    monkeypatch.setattr(run.RunLog, 'after_cancel_fit', lambda self: None)
     argv = small+['--epochs', '2', '--name', 'a']
     with pytest.raises(SystemExit, match='130'): cifar_train(argv=argv)
     before = contents(last('a').parent)
@@ -173,7 +191,8 @@ def test_told_what_happened(capsys, monkeypatch):
     def told(self):
         if self.training and (self.epoch,self.iter)==(1,3): os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(Checkpoint, 'before_batch', told, raising=False)
-    argv,handlers = small+['--epochs', '3', '--name', 'a'],[signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    argv = small+['--epochs', '3', '--name', 'a']
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as e: cifar_train(argv=argv)
     assert e.value.code==143 and 'was interrupted (SIGTERM) after 1 of 3 epochs and 4 batches, and everything is saved: resume it with --resume True' in capsys.readouterr().err
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]==handlers
@@ -192,10 +211,12 @@ def test_disk_full(capsys, monkeypatch):
         real(fd)
     monkeypatch.setattr(os, 'fsync', fsync)
     capsys.readouterr()
-    assert 'could not be written; an existing file is unchanged (No space left on device)' in refused(capsys, argv+['full'])
+    assert 'could not be written; an existing file is unchanged (No space left on device)' in refused(capsys,
+        argv+['full'])
     monkeypatch.setattr(os, 'fsync', real)
     check_whole('full')
-    assert contents(Path('exps/full/666'))=={k:v for k,v in kept.items() if not k.startswith('.tmp')} and last('full').exists()
+    assert contents(Path('exps/full/666'))=={k:v for k,v in kept.items()
+        if not k.startswith('.tmp')} and last('full').exists()
     cifar_train(argv=argv+['full', '--resume'])
     assert_same_end('full', 'whole')
 
@@ -212,7 +233,8 @@ def test_disk_full_under_the_writer(capsys, monkeypatch, n, what):
     try: err = refused(capsys, small+['--epochs', '3', '--name', 'a'])
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, soft)
     assert f'{what}.safetensors could not be written' in err and 'File too large' in err and 'an existing file is unchanged' in err
-    assert {o.name:o.read_bytes() for o in last('a').parent.glob('*.safetensors')}==seen[-1] and not list(last('a').parent.glob('.tmp*'))
+    assert {o.name:o.read_bytes()
+        for o in last('a').parent.glob('*.safetensors')}==seen[-1] and not list(last('a').parent.glob('.tmp*'))
     monkeypatch.setattr(serialize, 'save_file', real)
     cifar_train(argv=small+['--epochs', '3', '--name', 'a', '--resume'])
     cifar_train(argv=small+['--epochs', '3', '--name', 'whole'])
@@ -229,7 +251,8 @@ def test_two_processes(capsys, processes):
     check_whole('a')
 
 @pytest.mark.parametrize('name', ['config.yaml', 'last.safetensors'])
-@pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b'', lambda b: b'\x80\x04no such thing', lambda b: b[:40]+b'\xff'*40+b[80:]])
+@pytest.mark.parametrize('spoil',
+    [lambda b: b[:len(b)//2], lambda b: b'', lambda b: b'\x80\x04no such thing', lambda b: b[:40]+b'\xff'*40+b[80:]])
 def test_spoilt_files(capsys, spoil, name):
     'A file that is not what it should be is told in one sentence, and nothing is written over'
     argv = small+['--epochs', '1', '--fraction', '0.1', '--name', 'a']
@@ -252,7 +275,8 @@ def test_foreign_checkpoint(capsys):
         sd = serialize.load_tree(last('c'))
         serialize.save_tree(last('c'), sd | dict(epoch=1, finished=False))
         before = contents(last('c').parent)
-        assert says in refused(capsys, [o for o in small if o!='--half']+['--fraction', '0.1', '--epochs', '2', '--name', 'c', '--resume'])
+        assert says in refused(capsys,
+            [o for o in small if o!='--half']+['--fraction', '0.1', '--epochs', '2', '--name', 'c', '--resume'])
         assert contents(last('c').parent)==before
 
 def test_missing_extra(capsys, monkeypatch):

@@ -15,6 +15,7 @@ from cifar_fastai.callback.average import EMA
 from cifar_fastai.learner import async_metrics
 from cifar_fastai.callback.mixers import MixUp
 from cifar_fastai.callback.sam import ASAM, SAM
+from common import fit
 
 sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
 
@@ -28,8 +29,6 @@ def learner(bs, model, cbs):
     learn = Learner(DataLoaders(bs, bs), model, nn.CrossEntropyLoss(), opt_func=sgd, lr=0.1, wd=0., cbs=cbs)
     return async_metrics(learn)
 
-def fit(learn, n=1):
-    with learn.no_bar(), learn.no_logging(): learn.fit(n)
 
 def sam_grads(model, x, y, rho, scale=1.):
     'The second gradient of SAM by hand; weights and buffers as after the first pass'
@@ -51,7 +50,8 @@ def step(model, grads, velocity, lr=0.1, momentum=0.9):
             p.sub_(lr*velocity[i])
 
 def assert_close(a, b, tol=1e-10):
-    for (k,x),y in zip(a.state_dict().items(), b.state_dict().values()): assert torch.allclose(x, y, rtol=tol, atol=tol), k
+    for (k,x),y in zip(a.state_dict().items(), b.state_dict().values()):
+        assert torch.allclose(x, y, rtol=tol, atol=tol), k
 
 def test_accumulation():
     'Each small batch is perturbed by its own gradient; the second gradients add up to one step'

@@ -3,8 +3,8 @@ import warnings
 import numpy as np,pytest,torch
 from functools import partial
 from torch import nn
-from torch.optim.lr_scheduler import (ChainedScheduler,CosineAnnealingLR,CosineAnnealingWarmRestarts,CyclicLR,LinearLR,MultiStepLR,
-    SequentialLR)
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, CosineAnnealingWarmRestarts, CyclicLR
+from torch.optim.lr_scheduler import LinearLR, MultiStepLR, SequentialLR
 from fastai.callback.core import Callback
 from fastai.test_utils import synth_learner
 from cifar_fastai.core import UserError
@@ -29,14 +29,18 @@ def restarts(opt, k, T_0, T_mult, lr_min): return CosineAnnealingWarmRestarts(op
 def triangular(opt, k, n, up): return CyclicLR(opt, 0., opt.param_groups[0]['lr'], up*k, (n-up)*k, cycle_momentum=False)
 
 def warmup_multistep(opt, k, warmup, start, milestones, gamma):
-    return SequentialLR(opt, [LinearLR(opt, start, total_iters=warmup*k), MultiStepLR(opt, [(m-warmup)*k for m in milestones], gamma)], [warmup*k])
+    return SequentialLR(opt,
+        [LinearLR(opt, start, total_iters=warmup*k), MultiStepLR(opt, [(m-warmup)*k for m in milestones], gamma)],
+        [warmup*k])
 
 def early_multistep(opt, k, warmup, start, milestones, gamma):
     'Milestones within the warmup too'
-    return ChainedScheduler([LinearLR(opt, start, total_iters=warmup*k), MultiStepLR(opt, [m*k for m in milestones], gamma)], opt)
+    return ChainedScheduler([LinearLR(opt, start, total_iters=warmup*k),
+        MultiStepLR(opt, [m*k for m in milestones], gamma)], opt)
 
 def warmcosine(opt, k, period, warmup, start, lr_min):
-    return SequentialLR(opt, [LinearLR(opt, start, total_iters=warmup*k), CosineAnnealingLR(opt, period*k, lr_min)], [warmup*k])
+    return SequentialLR(opt, [LinearLR(opt, start, total_iters=warmup*k), CosineAnnealingLR(opt, period*k, lr_min)],
+        [warmup*k])
 
 # policy, epochs, what the user asks for, and torch's scheduler of that shape
 shapes = [ # chkstyle: ignore-node
@@ -44,12 +48,16 @@ shapes = [ # chkstyle: ignore-node
     ('multistep', 10, dict(milestones=[7,3], gamma=0.1), partial(multistep, milestones=[3,7], gamma=0.1)),
     ('cosine', 30, dict(), partial(cosine, n=30, lr_min=0.)),
     ('cosine', 7, dict(lr_min=0.01), partial(cosine, n=7, lr_min=0.01)),
-    ('warmup_multistep', 200, dict(), partial(warmup_multistep, warmup=20, start=1/3, milestones=[60,120,160], gamma=0.5)),
-    ('warmup_multistep', 12, dict(warmup=3, start=0.1, milestones=[5,9], gamma=0.3), partial(warmup_multistep, warmup=3, start=0.1, milestones=[5,9], gamma=0.3)),
-    ('warmup_multistep', 12, dict(warmup=6, milestones=[2,9]), partial(early_multistep, warmup=6, start=1/3, milestones=[2,9], gamma=0.5)),
+    ('warmup_multistep', 200, dict(),
+    partial(warmup_multistep, warmup=20, start=1/3, milestones=[60,120,160], gamma=0.5)),
+    ('warmup_multistep', 12, dict(warmup=3, start=0.1, milestones=[5,9], gamma=0.3),
+    partial(warmup_multistep, warmup=3, start=0.1, milestones=[5,9], gamma=0.3)),
+    ('warmup_multistep', 12, dict(warmup=6, milestones=[2,9]),
+    partial(early_multistep, warmup=6, start=1/3, milestones=[2,9], gamma=0.5)),
     ('warmcosine', 300, dict(), partial(warmcosine, period=280, warmup=20, start=0.01, lr_min=0.)),
     ('warmcosine', 300, dict(warmup=20, period=300), partial(warmcosine, period=300, warmup=20, start=0.01, lr_min=0.)),
-    ('warmcosine', 9, dict(warmup=2, start=0.5, lr_min=1e-3), partial(warmcosine, period=7, warmup=2, start=0.5, lr_min=1e-3)),
+    ('warmcosine', 9, dict(warmup=2, start=0.5, lr_min=1e-3),
+    partial(warmcosine, period=7, warmup=2, start=0.5, lr_min=1e-3)),
     ('cosine_restarts', 310, dict(), partial(restarts, T_0=10, T_mult=2, lr_min=1e-4)),
     ('cosine_restarts', 50, dict(T_0=2, T_mult=3, lr_min=0.), partial(restarts, T_0=2, T_mult=3, lr_min=0.)),
     ('cosine_restarts', 20, dict(T_0=4, T_mult=1), partial(restarts, T_0=4, T_mult=1, lr_min=1e-4)),
@@ -61,13 +69,15 @@ ids = [f'{p} {n} {shape}' for p,n,shape,_ in shapes]
 @pytest.mark.parametrize('policy,n,shape,make', shapes, ids=ids)
 def test_is_torchs(policy, n, shape, make, by):
     "Over 10 batches an epoch, as near as float64 goes beside torch's running products"
-    ours,theirs = (f(n, n_iter=10, by=by) for f in (partial(policy_values, policy, lr=0.3, **shape), partial(torch_values, make, lr=0.3)))
+    ours,theirs = (f(n, n_iter=10, by=by) for f in (partial(policy_values, policy, lr=0.3, **shape),
+        partial(torch_values, make, lr=0.3)))
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-13)
 
 def test_every_policy_is_compared(): assert {s[0] for s in shapes} == set(policies)
 
 @pytest.mark.parametrize('by', ['epoch', 'batch'])
-@pytest.mark.parametrize('policy,n,shape,make', [s for s in shapes if s[1]<13], ids=[i for i,s in zip(ids, shapes) if s[1]<13])
+@pytest.mark.parametrize('policy,n,shape,make', [s for s in shapes if s[1]<13],
+    ids=[i for i,s in zip(ids, shapes) if s[1]<13])
 def test_fit(policy, n, shape, make, by):
     'What the optimizer gets in a fit, through the `fit_*` of the policy, for a Learner with two groups too'
     learn,seen = synth_learner(n_trn=3, splitter=lambda m: [[m.a], [m.b]]),[]
@@ -77,14 +87,18 @@ def test_fit(policy, n, shape, make, by):
         np.testing.assert_allclose([s[group] for s in seen], torch_values(make, n, lr, 3, by), rtol=1e-9, atol=1e-13)
     assert not learn.cbs.filter(lambda c: isinstance(c, PolicyScheduler))
 
-bad_rates = ['a', float('nan'), float('inf'), -0.1, 1e308, [0.1, 'a'], [[0.1]], True, slice('a'), slice(None), slice(-1, 1), slice(0.1, 1e308), {}, b'1', np.array([-1.])]
+bad_rates = ['a', float('nan'), float('inf'), -0.1, 1e308, [0.1, 'a'], [[0.1]], True, slice('a'), slice(None),
+    slice(-1, 1), slice(0.1, 1e308), {}, b'1', np.array([-1.])]
 bad_lengths = [0, -1, 1.5, '3', None, True, float('inf'), 10**30, [3]]
 bad_milestones = ['60,120', 5.5, {}, ['a'], [-1], [float('nan')], [[1]], 0, object(), [10**400]]
 nan,steps,ends = float('nan'),('multistep', 'warmup_multistep'),('cosine', 'warmcosine', 'cosine_restarts')
 bad_settings = [ # of which policies, setting, values
-    (policies, 'lr', bad_rates), (policies, 'n_epoch', bad_lengths), (policies, 'by', ('step', 1, True)), (steps, 'milestones', bad_milestones),
-    (steps, 'gamma', (-1, 2, 'a', nan)), (ends, 'lr_min', (-1, 0.2, 'a', float('inf'))), (('warmup_multistep', 'warmcosine'), 'warmup', (-1, 5, 'a')),
-    (('warmup_multistep', 'warmcosine'), 'start', (-1, 2, 'a')), (('warmcosine',), 'period', (0, -1, 'a', 1e30)), (('triangular',), 'up', (-1, 9, 'a')),
+    (policies, 'lr', bad_rates), (policies, 'n_epoch', bad_lengths), (policies, 'by', ('step', 1, True)),
+    (steps, 'milestones', bad_milestones),
+    (steps, 'gamma', (-1, 2, 'a', nan)), (ends, 'lr_min', (-1, 0.2, 'a', float('inf'))),
+    (('warmup_multistep', 'warmcosine'), 'warmup', (-1, 5, 'a')),
+    (('warmup_multistep', 'warmcosine'), 'start', (-1, 2, 'a')), (('warmcosine',), 'period', (0, -1, 'a', 1e30)),
+    (('triangular',), 'up', (-1, 9, 'a')),
     (('cosine_restarts',), 'T_0', (0, 1e-9, 'a', 1e30)), (('cosine_restarts',), 'T_mult', (0.5, 1e9, nan))]
 refused = [(p, {k:v}, k) for ps,k,vs in bad_settings for p in ps for v in vs]
 
@@ -95,18 +109,22 @@ def test_refusals(policy, kwargs, name):
     with pytest.raises(UserError) as e: getattr(learn, f'fit_{policy}')(**{**dict(n_epoch=4, lr=0.1), **kwargs})
     assert str(e.value).startswith(f'{name} is ') and len(str(e.value))<200
     if not isinstance(kwargs.get('lr'), slice):
-        with pytest.raises(UserError, match=f'^{name} is '): policy_values(policy, **{**dict(n_epoch=4, lr=0.1), **kwargs})
+        with pytest.raises(UserError, match=f'^{name} is '):
+            policy_values(policy, **{**dict(n_epoch=4, lr=0.1), **kwargs})
 
 def test_refused_words():
     learn = synth_learner(n_trn=3)
-    for f in (lambda: learn.fit_policy('cosine', 2, shape=dict(gamma=0.1)), lambda: policy_values('cosine', 2, gamma=0.1)):
+    for f in (lambda: learn.fit_policy('cosine', 2, shape=dict(gamma=0.1)),
+        lambda: policy_values('cosine', 2, gamma=0.1)):
         with pytest.raises(UserError, match="There is no setting of cosine 'gamma': there is lr_min."): f()
     with pytest.raises(UserError, match='shape is 3: it must be a dict'): learn.fit_policy('cosine', 2, shape=3)
-    with pytest.raises(UserError, match="lr has 3 values, and the number of layer groups is 2"): synth_learner(splitter=lambda m: [[m.a], [m.b]]).fit_cosine(2, [1e-3]*3)
+    with pytest.raises(UserError, match="lr has 3 values, and the number of layer groups is 2"):
+        synth_learner(splitter=lambda m: [[m.a], [m.b]]).fit_cosine(2, [1e-3]*3)
 
 def test_accepted():
     "Rates as numpy's and torch's numbers, a slice and one per layer group; 0 is a rate"
-    for lr in (np.float32(0.1), torch.tensor(0.1), 1, 0, slice(0.1), slice(0.01, 0.1), [0.01, 0.1], np.array([0.01, 0.1]), (0.1,)):
+    for lr in (np.float32(0.1), torch.tensor(0.1), 1, 0, slice(0.1), slice(0.01, 0.1), [0.01, 0.1],
+        np.array([0.01, 0.1]), (0.1,)):
         learn = synth_learner(n_trn=3, splitter=lambda m: [[m.a], [m.b]])
         with learn.no_bar(), learn.no_logging(): learn.fit_multistep(np.int64(2), lr, milestones=np.array([1]))
 
@@ -141,11 +159,14 @@ def test_short_fit(policy, n_epoch):
 def test_published_lengths(policy, n_epoch):
     'There the default moves once an epoch, with the published numbers'
     n,lr = n_epoch,0.1
-    want = dict(multistep=partial(multistep, milestones=[n*3//10, n*6//10, n*8//10], gamma=0.2), cosine=partial(cosine, n=n, lr_min=0.),
-        warmup_multistep=partial(warmup_multistep, warmup=n//10, start=1/3, milestones=[n*3//10, n*6//10, n*8//10], gamma=0.5),
+    want = dict(multistep=partial(multistep, milestones=[n*3//10, n*6//10, n*8//10], gamma=0.2),
+        cosine=partial(cosine, n=n, lr_min=0.),
+        warmup_multistep=partial(warmup_multistep, warmup=n//10, start=1/3,
+            milestones=[n*3//10, n*6//10, n*8//10], gamma=0.5),
         cosine_restarts=partial(restarts, T_0=10, T_mult=2, lr_min=1e-4))
     got = policy_values(policy, n, lr, 5)
-    if policy in want: np.testing.assert_allclose(got, torch_values(want[policy], n, lr, 5, 'epoch'), rtol=1e-9, atol=1e-13)
+    if policy in want:
+        np.testing.assert_allclose(got, torch_values(want[policy], n, lr, 5, 'epoch'), rtol=1e-9, atol=1e-13)
     else: assert got==policy_values(policy, n, lr, 5, by='epoch')
     assert (np.diff(np.reshape(got, (n, 5)), axis=1)==0).all()
 
@@ -163,10 +184,12 @@ def test_restarts_end():
         for t in np.arange(0, 300, 0.37):
             r,T = t,T_0
             while r>=T: r,T = r-T,T*T_mult
-            assert policies['cosine_restarts'](1., t, 300, T_0=T_0, T_mult=T_mult, lr_min=0.)==pytest.approx(policies['cosine'](1., r, T), abs=1e-6)
+            assert policies['cosine_restarts'](1., t, 300, T_0=T_0, T_mult=T_mult,
+                lr_min=0.)==pytest.approx(policies['cosine'](1., r, T), abs=1e-6)
 
 def test_period():
     'After its period the cosine stays where it ended'
     v = policy_values('warmcosine', 20, 1., 1, by='epoch', warmup=2, period=8, lr_min=0.1)
     assert v[10:]==[0.1]*10 and v[9]>0.1
-    assert policy_values('warmcosine', 20, by='epoch', warmup=2, period=18)==policy_values('warmcosine', 20, by='epoch', warmup=2)
+    assert policy_values('warmcosine', 20, by='epoch', warmup=2, period=18)==policy_values('warmcosine', 20,
+        by='epoch', warmup=2)

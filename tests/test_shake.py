@@ -14,6 +14,7 @@ from cifar_fastai.learner import async_metrics
 from cifar_fastai.zoo.shake import ShakeDropLayer
 from cifar_fastai.callback.sam import SAM
 from cifar_fastai.zoo.shake import ShakeDrop, StochasticDepth
+from common import fit
 
 class Ones(nn.Module):
     'A branch of ones, which its weight multiplies'
@@ -26,7 +27,8 @@ class Blocks(nn.Module):
     'Four blocks, plain and pre-activation; gives what each branch adds to each image'
     def __init__(self):
         super().__init__()
-        self.blocks = nn.ModuleList([Residual(Ones()), PreActResidual(nn.Identity(), Ones()), Residual(Ones()), Residual(Ones())])
+        self.blocks = nn.ModuleList([Residual(Ones()), PreActResidual(nn.Identity(), Ones()), Residual(Ones()),
+            Residual(Ones())])
     def forward(self, x): return torch.stack([b(x*0).mean((1,2,3)) for b in self.blocks], 1)
 
 sgd = partial(OptimWrapper, opt=torch.optim.SGD)
@@ -36,19 +38,19 @@ def learner(cbs, model=None, loss=nn.CrossEntropyLoss(), n=8000):
     dls = DataLoaders(*[[(torch.rand(n, 1, 2, 2), torch.zeros(n, dtype=torch.long))]]*2)
     return async_metrics(Learner(dls, Blocks() if model is None else model, loss, lr=0., opt_func=sgd, cbs=cbs))
 
-def fit(learn, n=1):
-    with learn.no_bar(), learn.no_logging(): learn.fit(n)
-    return learn
 
 def factors(cb):
     'What a batch has: the factor of every branch (images, blocks), and the mean factor of its gradient (blocks)'
     seen = []
     class Look(Callback):
-        def after_backward(self): seen.extend([self.pred.detach(), torch.stack([p.grad for p in self.model.parameters()])])
+        def after_backward(self):
+            seen.extend([self.pred.detach(), torch.stack([p.grad for p in self.model.parameters()])])
     fit(learner([cb, Look()], loss=lambda p, y: p.mean(0).sum()))
     return seen
 
-def near(a, b, tol=0.03): return torch.allclose(torch.as_tensor(a, dtype=torch.float), torch.as_tensor(b, dtype=torch.float), atol=tol, rtol=0)
+def near(a, b, tol=0.03):
+    return torch.allclose(torch.as_tensor(a, dtype=torch.float), torch.as_tensor(b, dtype=torch.float),
+        atol=tol, rtol=0)
 
 ps = torch.tensor([0.15, 0.3, 0.45, 0.6]) # rising to 0.6 over four blocks
 
@@ -94,7 +96,8 @@ def test_own_images():
 def test_sam(cb, same):
     'Both passes of SAM see the same disturbance, unless they are asked to differ'
     preds = []
-    fit(learner([cb(0.6), SAM(0., same_rng=same), Callback(after_pred=lambda self: preds.append(self.pred.detach()) if self.training else None)]))
+    fit(learner([cb(0.6), SAM(0., same_rng=same),
+        Callback(after_pred=lambda self: preds.append(self.pred.detach()) if self.training else None)]))
     assert len(preds)==2 and torch.equal(*preds)==same
 
 @pytest.mark.parametrize('name', ['resnet20', 'preact_resnet', 'coatnet_0', 'convnext_tiny'])
@@ -109,7 +112,8 @@ def test_on_backbones(name):
     with torch.no_grad(): assert torch.equal(model(x), model(x))
 
 @pytest.mark.parametrize('model,cbs,said', [
-    (nn.Linear(2, 2), ShakeDrop(), 'this Linear has none'), (nn.Linear(2, 2), StochasticDepth(), 'this Linear has none'),
+    (nn.Linear(2, 2), ShakeDrop(), 'this Linear has none'),
+    (nn.Linear(2, 2), StochasticDepth(), 'this Linear has none'),
     (Blocks(), [ShakeDrop(), StochasticDepth()], 'both disturb the residual branches')])
 def test_refused_before_training(model, cbs, said):
     with pytest.raises(UserError, match=said): fit(learner(cbs, model))
@@ -118,9 +122,13 @@ def test_layers_of_its_own():
     'A network that carries ShakeDrop in itself is not shaken twice'
     model = Blocks()
     model.blocks[0].branch = nn.Sequential(Ones(), ShakeDropLayer(0.5))
-    with pytest.raises(UserError, match='has ShakeDropLayer.* in its branches already'): fit(learner(StochasticDepth(), model))
+    with pytest.raises(UserError, match='has ShakeDropLayer.* in its branches already'):
+        fit(learner(StochasticDepth(), model))
 
-@pytest.mark.parametrize('made,said', [(lambda: ShakeDrop(1.2), 'p is 1.2'), (lambda: ShakeDrop(1.), 'nothing is left'), (lambda: StochasticDepth(1.), 'nothing is left'),
-    (lambda: ShakeDrop(alpha=(1,0)), r'alpha is \(1, 0\): it must be two numbers in \[-10, 10\], the smaller one first')])
+@pytest.mark.parametrize('made,said',
+    [(lambda: ShakeDrop(1.2), 'p is 1.2'), (lambda: ShakeDrop(1.), 'nothing is left'),
+        (lambda: StochasticDepth(1.), 'nothing is left'),
+        (lambda: ShakeDrop(alpha=(1,0)),
+            r'alpha is \(1, 0\): it must be two numbers in \[-10, 10\], the smaller one first')])
 def test_refused_when_made(made, said):
     with pytest.raises(UserError, match=said): made()

@@ -18,7 +18,8 @@ names = 'README.md', 'config.json', 'model.safetensors'
 
 def small(exps, name='small', row=None, **kw):
     "A run of seconds"
-    r = RunConfig(**dict(model='lenet', dataset='digits', epochs=2, bs=32, fraction=0.1, lr=0.05, schedule='onecycle', seed=1) | kw)
+    r = RunConfig(**dict(model='lenet', dataset='digits', epochs=2, bs=32, fraction=0.1, lr=0.05, schedule='onecycle',
+        seed=1) | kw)
     with redirect_stdout(StringIO()): return train(r, name, exps=exps, gpu='cpu', row=row)
 
 @pytest.fixture(scope='module')
@@ -69,12 +70,16 @@ def test_predicts_from_anything(out, tmp_path):
 def test_an_export_needs_neither_data_nor_pickle(out, monkeypatch):
     import pickle
     def no(*args, **kwargs): raise AssertionError('read')
-    for mod,name in ((share, 'cifar_dls'), (share, 'RunPlan'), (torch, 'load'), (pickle, 'load'), (pickle, 'loads'), (pickle, 'Unpickler')): monkeypatch.setattr(mod, name, no)
+    for mod,name in ((share, 'cifar_dls'), (share, 'RunPlan'), (torch, 'load'), (pickle, 'load'), (pickle, 'loads'),
+        (pickle, 'Unpickler')):
+        monkeypatch.setattr(mod, name, no)
     learn = load_run(out)
     assert len(learn.dls.train_ds)==len(learn.dls.valid_ds)==0
     learn.predict(digit_images().test_x[0].numpy())
 
-@pytest.mark.parametrize('kw', [dict(tricks='EMA(0.9)'), dict(model='resnet20', tricks='ShakeDrop()', epochs=1), dict(tricks='SAM() MixUp() LabelSmoothing()'), dict(optimizer='adamw', lr=1e-3)], ids=str)
+@pytest.mark.parametrize('kw',
+    [dict(tricks='EMA(0.9)'), dict(model='resnet20', tricks='ShakeDrop()', epochs=1),
+        dict(tricks='SAM() MixUp() LabelSmoothing()'), dict(optimizer='adamw', lr=1e-3)], ids=str)
 def test_runs_with_tricks(tmp_path, kw):
     "Whatever a trick adds while it trains, the weights fit the plain network"
     f = small(tmp_path, **kw)
@@ -99,7 +104,8 @@ def test_card(run, out):
     head,body = text.split('---\n', 2)[1:]
     header,r = yaml.safe_load(head),read_run(run)
     result = header['model-index'][0]['results'][0]
-    assert result['metrics'][0]['value']==round(r.best_accuracy, 4) and result['dataset']['name']=='digits' and 'datasets' not in header
+    assert result['metrics'][0]['value']==round(r.best_accuracy,
+        4) and result['dataset']['name']=='digits' and 'datasets' not in header
     assert header['pipeline_tag']=='image-classification'
     env = r.environment
     figures = f'{r.best_accuracy:.2%}', f'{r.accuracy:.2%}', f"{env['data']['train_images']:,} training and 299 test images", env['device'], 'Seed: 1.', 'Epochs: 2.'
@@ -117,7 +123,8 @@ def test_card_of_the_last_epoch(run, tmp_path):
     "Each set of weights has its own figure"
     head,one,two = (run/'log.csv').read_text().splitlines()
     i = head.split(',').index('accuracy')
-    (run/'log.csv').write_text('\n'.join([head, *(','.join(o.split(',')[:i]+[a]+o.split(',')[i+1:]) for o,a in ((one, '0.75'), (two, '0.5')))])+'\n')
+    (run/'log.csv').write_text('\n'.join([head,
+        *(','.join(o.split(',')[:i]+[a]+o.split(',')[i+1:]) for o,a in ((one, '0.75'), (two, '0.5')))])+'\n')
     for weights,said in dict(best='(epoch 1 of 2) | 75.00%', last='(epoch 2 of 2) | 50.00%').items():
         assert said in (export_run(run, tmp_path/weights, weights)/'README.md').read_text()
     assert 'chosen by the test images' not in (export_run(run, tmp_path/'o', 'last')/'README.md').read_text()
@@ -144,7 +151,8 @@ def test_other_data(run, tmp_path):
     env = json.loads((run/'environment.json').read_text())
     env['data']['source'] = '0'*16
     (run/'environment.json').write_text(json.dumps(env))
-    for f in (lambda: export_run(run, tmp_path/'o'), lambda: load_run(run)): refused(f, 'not those that', 'give the root')
+    for f in (lambda: export_run(run, tmp_path/'o'), lambda: load_run(run)):
+        refused(f, 'not those that', 'give the root')
     assert not (tmp_path/'o').exists()
 
 def test_weights_that_are_not_there(run, tmp_path):
@@ -183,10 +191,12 @@ def test_weights_of_another_network(run, out):
     f = out/'config.json'
     facts = json.loads(f.read_text())
     def model(o): return dict(config=dict(facts['config'], model=o))
-    for kw in (dict(vocab=[]), dict(vocab=[1,2]), dict(std=[0.,1.,1.]), dict(mean=[1.]), dict(mean='abc'), dict(format='x'), dict(config=None)):
+    for kw in (dict(vocab=[]), dict(vocab=[1,2]), dict(std=[0.,1.,1.]), dict(mean=[1.]), dict(mean='abc'),
+        dict(format='x'), dict(config=None)):
         f.write_text(json.dumps(facts | kw))
         refused(lambda: load_run(out), 'not that of an exported run')
-    for kw,said in ((model('resnet20'), 'another network'), (model('lenett'), "did you mean 'lenet'"), (dict(vocab=['a','b']), 'another network')):
+    for kw,said in ((model('resnet20'), 'another network'), (model('lenett'), "did you mean 'lenet'"),
+        (dict(vocab=['a','b']), 'another network')):
         f.write_text(json.dumps(facts | kw))
         refused(lambda: load_run(out), said)
 
@@ -226,7 +236,8 @@ def test_push(run, out):
         assert push_run(path, 'me/lenet', private=True, api=hub)=='https://huggingface.co/me/lenet'
         assert hub.made==('me/lenet',dict(private=True, exist_ok=True)) and hub.repo=='me/lenet'
         assert hub.files=={o.name:o.read_bytes() for o in out.iterdir()}
-        assert not [o for o in hub.files if Path(o).suffix in ('.pkl', '.pth', '.pickle')] and set(hub.kw['allow_patterns'])=={*names}
+        assert not [o for o in hub.files
+            if Path(o).suffix in ('.pkl', '.pth', '.pickle')] and set(hub.kw['allow_patterns'])=={*names}
     assert not (run/'export').exists()
 
 def test_push_that_is_refused(out):

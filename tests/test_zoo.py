@@ -12,11 +12,13 @@ names = list_models()
 # aliases build what their row builds
 aliases = dict(wrn28_10='wideresnet')
 noises = StochasticDepthLayer,ShakeDropLayer,ShakeShakeLayer
-stochastic = ['efficientnetb0', 'pyramidnet272', 'shake_resnet26_2x32d', 'shake_resnet26_2x64d', 'stochastic_depth_resnet18']
+stochastic = ['efficientnetb0', 'pyramidnet272', 'shake_resnet26_2x32d', 'shake_resnet26_2x64d',
+    'stochastic_depth_resnet18']
 
 def up_to(gmacs, names):
     'Networks that cost more are swept with -m slow'
-    return [n if float(contract[n]['gmacs'])<gmacs else pytest.param(n, marks=pytest.mark.slow) for n in names if n not in aliases]
+    return [n if float(contract[n]['gmacs'])<gmacs else pytest.param(n, marks=pytest.mark.slow) for n in names
+        if n not in aliases]
 
 def rel(a, b): return ((a-b).abs().max()/b.abs().max()).item()
 

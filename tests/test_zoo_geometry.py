@@ -18,8 +18,10 @@ def lenet(k=5, scale=1, pad=False):
     a,b,s1 = 6*scale,16*scale,32 if pad else 33-k
     s2 = s1//2 if pad else s1//2-k+1
     flat = b*(s2//2)**2
-    shapes = maps((a,s1), (a,s1//2), (b,s2), (b,s2//2)) + [(n,) for n in (flat,120,120,84,84,10)] # behind linear layers a ReLU each
-    return shapes,conv(3, a, k, bias=True) + conv(a, b, k, bias=True) + linear(flat, 120) + linear(120, 84) + linear(84, 10)
+    shapes = maps((a,s1), (a,s1//2), (b,s2),
+        (b,s2//2)) + [(n,) for n in (flat,120,120,84,84,10)] # behind linear layers a ReLU each
+    return shapes,conv(3, a, k, bias=True) + conv(a, b, k, bias=True) + linear(flat, 120) + linear(120,
+        84) + linear(84, 10)
 
 def toynet():
     widths = 6,12,24,24,48,96,192,384,384,384,384,*[768]*11
@@ -28,7 +30,8 @@ def toynet():
 
 def resnet9():
     layers = (3,64),(64,128),(128,128),(128,128),(128,256),(256,512),(512,512),(512,512)
-    return maps((64,32), (128,16), (256,8), (512,4), (512,1)) + [(512,),(10,),(10,)],sum(cb(i, o, 3) for i,o in layers) + 5120
+    return maps((64,32), (128,16), (256,8), (512,4), (512,1)) + [(512,),(10,),
+        (10,)],sum(cb(i, o, 3) for i,o in layers) + 5120
 
 def resnext29(groups, base, n, after=lambda c, s: 0):
     'Three stages of n bottlenecks; `after` counts what ends a branch of c channels on a map of side s'
@@ -61,7 +64,8 @@ def dpn(depths):
 
 def googlenet():
     'Table 1 of 1409.4842 from inception 3a on, with two convolutions of 3x3 for one of 5x5'
-    table = ((64,96,128,16,32,32),(128,128,192,32,96,64),(192,96,208,16,48,64),(160,112,224,24,64,64),(128,128,256,24,64,64),
+    table = ((64,96,128,16,32,32),(128,128,192,32,96,64),(192,96,208,16,48,64),(160,112,224,24,64,64),
+        (128,128,256,24,64,64),
         (112,144,288,32,64,64),(256,160,320,32,128,128),(256,160,320,32,128,128),(384,192,384,48,128,128))
     def c(i, o, k=1): return cb(i, o, k, bias=True)
     count,i,ends = c(3, 192, 3),192,[]
@@ -69,7 +73,8 @@ def googlenet():
         count += c(i, a) + c(i, r3) + c(r3, b, 3) + c(i, r5) + c(r5, d, 3) + c(d, d, 3) + c(i, p)
         i = a+b+d+p
         ends.append(i)
-    shapes = [(192,32), *[(o,32) for o in ends[:2]], (480,16), *[(o,16) for o in ends[2:7]], (832,8), *[(o,8) for o in ends[7:]]]
+    shapes = [(192,32), *[(o,32) for o in ends[:2]], (480,16), *[(o,16) for o in ends[2:7]], (832,8),
+        *[(o,8) for o in ends[7:]]]
     return maps(*shapes) + [(10,)],count + linear(1024, 10)
 
 def squeezenet():
@@ -79,7 +84,8 @@ def squeezenet():
     for s,e in ((16,64),(16,64),(32,128),(32,128),(48,192),(48,192),(64,256),(64,256)):
         count += c(i, s) + c(s, e) + c(s, e, 3)
         i = 2*e
-    large,middle = maps((96,32), (96,16), (16,16), (128,16), (128,16), (32,16), (256,16)),maps((256,8), (256,8), (48,8), (384,8), (384,8), (64,8), (512,8))
+    large = maps((96,32), (96,16), (16,16), (128,16), (128,16), (32,16), (256,16))
+    middle = maps((256,8), (256,8), (48,8), (384,8), (384,8), (64,8), (512,8))
     return large + middle + maps((512,4), (512,4)) + [(10,)],count + linear(512, 10)
 
 def pnasnet(F=48):
@@ -87,7 +93,8 @@ def pnasnet(F=48):
     count,prev,x,shapes = cb(3, 3*F, 3),3*F,3*F,[(3*F,32)]
     for i in range(9):
         if i in (3, 6): F *= 2
-        count += sum(map(sep, (5,7,5,3,3,3))) + cb(prev, F) + cb(x, F) + (i in (3,6))*cb(F, F) # an identity that halves the map is a convolution
+        count += sum(map(sep, (5,7,5,3,3,3))) + cb(prev, F) + cb(x, F) + (i in (3,6))*cb(F,
+            F) # an identity that halves the map is a convolution
         prev,x = x,5*F
         shapes.append((x,32>>i//3))
     return maps(*shapes) + [(10,)],count + linear(x, 10)
@@ -99,19 +106,25 @@ def nasnet(F=44):
         halves = i in (4, 9)
         if halves: F *= 2
         def sep(k): return 2*norm(F) + conv(F, F, k, F, halves) + conv(F, F, k, F, True) + 2*conv(F, F, bias=True)
-        count += sum(map(sep, (5,7,7,5,3) if halves else (5,3,5,3,3))) + cb(x, F, bias=halves) + (prev!=F)*cb(prev, F, bias=True)
+        count += sum(map(sep, (5,7,7,5,3) if halves else (5,3,5,3,3))) + cb(x, F, bias=halves) + (prev!=F)*cb(prev,
+            F, bias=True)
         prev,x = x,(4 if halves else 6)*F
         shapes.append((x,32>>(i>=4)+(i>=9)))
     return maps(*shapes) + [(10,)],count + linear(x, 10)
 
 def coatnet(depths, widths):
-    def mb(i, o, s, first): return norm(i) + cb(i, 4*i) + cb(4*i, 4*i, 3, 4*i) + 2*conv(4*i, i//4) + cb(4*i, o) + first*conv(i, o)
-    def tf(i, o, s, first): return norm(i) + conv(i, 3*256) + linear(256, o) + 8*(2*s-1)**2 + norm(o) + linear(o, 4*i) + linear(4*i, o) + first*conv(i, o)
+    def mb(i, o, s, first):
+        return norm(i) + cb(i, 4*i) + cb(4*i, 4*i, 3, 4*i) + 2*conv(4*i, i//4) + cb(4*i, o) + first*conv(i, o)
+    def tf(i, o, s, first):
+        return norm(i) + conv(i, 3*256) + linear(256, o) + 8*(2*s-1)**2 + norm(o) + linear(o, 4*i) + linear(4*i,
+            o) + first*conv(i, o)
     count = cb(3, widths[0], 3) + (depths[0]-1)*cb(widths[0], widths[0], 3) + 10*widths[-1]
-    for kind,n,(i,o),s in zip((mb,mb,tf,tf), depths[1:], pairwise(widths), (8,4,2,1)): count += kind(i, o, s, True) + (n-1)*kind(o, o, s, False)
+    for kind,n,(i,o),s in zip((mb,mb,tf,tf), depths[1:], pairwise(widths), (8,4,2,1)):
+        count += kind(i, o, s, True) + (n-1)*kind(o, o, s, False)
     return maps(*zip(widths, (16,8,4,2,1))) + [(10,)],count
 
-geometry = dict(lenet=lenet(), ToyNet=toynet(), resnet9=resnet9(), googlenet=googlenet(), squeezenet=squeezenet(), pnasnet=pnasnet(), nasnet=nasnet(),
+geometry = dict(lenet=lenet(), ToyNet=toynet(), resnet9=resnet9(), googlenet=googlenet(), squeezenet=squeezenet(),
+    pnasnet=pnasnet(), nasnet=nasnet(),
     dpn=dpn((2,2,2,2)), dpn92=dpn((3,4,20,3)), ge_resnext29_8x64d=resnext29(8, 64, 3, gather_excite),
     coatnet_0=coatnet((2,2,3,5,2), (64,96,192,384,768)), coatnet_1=coatnet((2,2,6,14,2), (64,96,192,384,768)),
     coatnet_2=coatnet((2,2,6,14,2), (128,128,256,512,1026)), coatnet_3=coatnet((2,2,6,14,2), (192,192,384,768,1536)))

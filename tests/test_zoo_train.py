@@ -7,7 +7,8 @@ from test_zoo import references,rel,up_to
 from zoo_refs import copy_to,randomise_
 
 # random only by dropout and stochastic depth
-without_noise = {'efficientnetb0', 'nasnet', 'inceptionv3', 'inceptionv4', 'inception_resnet_v2', 'wideresnet', 'stochastic_depth_resnet18'}
+without_noise = {'efficientnetb0', 'nasnet', 'inceptionv3', 'inceptionv4', 'inception_resnet_v2', 'wideresnet',
+    'stochastic_depth_resnet18'}
 compared = [n for n,r in references.items() if not r.random or n in without_noise]
 
 def without_dropout(model):

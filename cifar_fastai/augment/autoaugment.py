@@ -18,30 +18,40 @@ from .pixels import *
 from .pixels import _moves, _number
 
 # %% ../../nbs/22_augment.autoaugment.ipynb #20b92d15
-_policies = dict(cifar10='''Invert .1, Contrast .2 6; Rotate .7 2, TranslateX .3 9; Sharpness .8 1, Sharpness .9 3; ShearY .5 8, TranslateY .7 9;
-    AutoContrast .5, Equalize .9; ShearY .2 7, Posterize .3 7; Color .4 3, Brightness .6 7; Sharpness .3 9, Brightness .7 9; Equalize .6, Equalize .5;
-    Contrast .6 7, Sharpness .6 5; Color .7 7, TranslateX .5 8; Equalize .3, AutoContrast .4; TranslateY .4 3, Sharpness .2 6;
-    Brightness .9 6, Color .2 8; Solarize .5 2, Invert 0; Equalize .2, AutoContrast .6; Equalize .2, Equalize .6; Color .9 9, Equalize .6;
-    AutoContrast .8, Solarize .2 8; Brightness .1 3, Color .7 0; Solarize .4 5, AutoContrast .9; TranslateY .9 9, TranslateY .7 9;
-    AutoContrast .9, Solarize .8 3; Equalize .8, Invert .1; TranslateY .7 9, AutoContrast .9''',
-    svhn='''ShearX .9 4, Invert .2; ShearY .9 8, Invert .7; Equalize .6, Solarize .6 6; Invert .9, Equalize .6; Equalize .6, Rotate .9 3;
-    ShearX .9 4, AutoContrast .8; ShearY .9 8, Invert .4; ShearY .9 5, Solarize .2 6; Invert .9, AutoContrast .8; Equalize .6, Rotate .9 3;
-    ShearX .9 4, Solarize .3 3; ShearY .8 8, Invert .7; Equalize .9, TranslateY .6 6; Invert .9, Equalize .6; Contrast .3 3, Rotate .8 4;
-    Invert .8, TranslateY 0 2; ShearY .7 6, Solarize .4 8; Invert .6, Rotate .8 4; ShearY .3 7, TranslateX .9 3; ShearX .1 6, Invert .6;
-    Solarize .7 2, TranslateY .6 7; ShearY .8 4, Invert .8; ShearX .7 9, TranslateY .8 3; ShearY .8 5, AutoContrast .7; ShearX .7 2, Invert .1''',
-    imagenet='''Posterize .4 8, Rotate .6 9; Solarize .6 5, AutoContrast .6; Equalize .8, Equalize .6; Posterize .6 7, Posterize .6 6;
-    Equalize .4, Solarize .2 4; Equalize .4, Rotate .8 8; Solarize .6 3, Equalize .6; Posterize .8 5, Equalize 1; Rotate .2 3, Solarize .6 8;
-    Equalize .6, Posterize .4 6; Rotate .8 8, Color .4 0; Rotate .4 9, Equalize .6; Equalize 0, Equalize .8; Invert .6, Equalize 1;
-    Color .6 4, Contrast 1 8; Rotate .8 8, Color 1 2; Color .8 8, Solarize .8 7; Sharpness .4 7, Invert .6; ShearX .6 5, Equalize 1;
-    Color .4 0, Equalize .6; Equalize .4, Solarize .2 4; Solarize .6 5, AutoContrast .6; Invert .6, Equalize 1; Color .6 4, Contrast 1 8;
-    Equalize .8, Equalize .6''')
+_policies = dict(cifar10='''
+        Invert .1, Contrast .2 6; Rotate .7 2, TranslateX .3 9; Sharpness .8 1, Sharpness .9 3;
+        ShearY .5 8, TranslateY .7 9; AutoContrast .5, Equalize .9; ShearY .2 7, Posterize .3 7;
+        Color .4 3, Brightness .6 7; Sharpness .3 9, Brightness .7 9; Equalize .6, Equalize .5;
+        Contrast .6 7, Sharpness .6 5; Color .7 7, TranslateX .5 8; Equalize .3, AutoContrast .4;
+        TranslateY .4 3, Sharpness .2 6; Brightness .9 6, Color .2 8; Solarize .5 2, Invert 0;
+        Equalize .2, AutoContrast .6; Equalize .2, Equalize .6; Color .9 9, Equalize .6;
+        AutoContrast .8, Solarize .2 8; Brightness .1 3, Color .7 0; Solarize .4 5, AutoContrast .9;
+        TranslateY .9 9, TranslateY .7 9; AutoContrast .9, Solarize .8 3; Equalize .8, Invert .1;
+        TranslateY .7 9, AutoContrast .9''',
+    svhn='''
+        ShearX .9 4, Invert .2; ShearY .9 8, Invert .7; Equalize .6, Solarize .6 6; Invert .9, Equalize .6;
+        Equalize .6, Rotate .9 3; ShearX .9 4, AutoContrast .8; ShearY .9 8, Invert .4; ShearY .9 5, Solarize .2 6;
+        Invert .9, AutoContrast .8; Equalize .6, Rotate .9 3; ShearX .9 4, Solarize .3 3; ShearY .8 8, Invert .7;
+        Equalize .9, TranslateY .6 6; Invert .9, Equalize .6; Contrast .3 3, Rotate .8 4; Invert .8, TranslateY 0 2;
+        ShearY .7 6, Solarize .4 8; Invert .6, Rotate .8 4; ShearY .3 7, TranslateX .9 3; ShearX .1 6, Invert .6;
+        Solarize .7 2, TranslateY .6 7; ShearY .8 4, Invert .8; ShearX .7 9, TranslateY .8 3;
+        ShearY .8 5, AutoContrast .7; ShearX .7 2, Invert .1''',
+    imagenet='''
+        Posterize .4 8, Rotate .6 9; Solarize .6 5, AutoContrast .6; Equalize .8, Equalize .6;
+        Posterize .6 7, Posterize .6 6; Equalize .4, Solarize .2 4; Equalize .4, Rotate .8 8;
+        Solarize .6 3, Equalize .6; Posterize .8 5, Equalize 1; Rotate .2 3, Solarize .6 8;
+        Equalize .6, Posterize .4 6; Rotate .8 8, Color .4 0; Rotate .4 9, Equalize .6; Equalize 0, Equalize .8;
+        Invert .6, Equalize 1; Color .6 4, Contrast 1 8; Rotate .8 8, Color 1 2; Color .8 8, Solarize .8 7;
+        Sharpness .4 7, Invert .6; ShearX .6 5, Equalize 1; Color .4 0, Equalize .6; Equalize .4, Solarize .2 4;
+        Solarize .6 5, AutoContrast .6; Invert .6, Equalize 1; Color .6 4, Contrast 1 8; Equalize .8, Equalize .6''')
 
 # %% ../../nbs/22_augment.autoaugment.ipynb #78699e05
 def _operation(s):
     name,p,*m = s.split()
     return name,float(p),int(m[0]) if m else 0
 
-autoaugment_policies = {k:[tuple(_operation(o) for o in sub.split(',')) for sub in v.split(';')] for k,v in _policies.items()}
+autoaugment_policies = {k:[tuple(_operation(o) for o in sub.split(',')) for sub in v.split(';')]
+    for k,v in _policies.items()}
 
 # %% ../../nbs/22_augment.autoaugment.ipynb #0a2056f0
 _signed = [*_moves, 'Brightness', 'Color', 'Contrast', 'Sharpness']
@@ -57,7 +67,8 @@ def magnitudes(
     "The magnitudes of each operation, from the weakest to the strongest; a sign may come to those that have one"
     shear,turn,factor,bits = (0.99, 135, 0.99, 2) if wide else (0.3, 30, 0.9, 4)
     shift = dict(X=32., Y=32.) if wide else dict(X=150/331*w, Y=150/331*h)
-    ends = dict(Rotate=turn) | {f'Shear{o}':shear for o in 'XY'} | {f'Translate{o}':shift[o] for o in 'XY'} | {o:factor for o in _signed[5:]}
+    ends = dict(Rotate=turn) | {f'Shear{o}':shear for o in 'XY'} | {f'Translate{o}':shift[o] for o in 'XY'} | {o:factor
+        for o in _signed[5:]}
     res = {k:torch.linspace(0, ends.get(k, 0), n).numpy() for k in operations}
     for o in 'XY': res[f'Translate{o}'] = np.trunc(res[f'Translate{o}'])
     return res | dict(Posterize=np.round(np.linspace(8, bits, n)), Solarize=255*torch.linspace(1, 0, n).numpy())
@@ -65,7 +76,7 @@ def magnitudes(
 # %% ../../nbs/22_augment.autoaugment.ipynb #f1fdc425
 class ImagePolicy(PixelTrick):
     "Operations for every image: a subclass defines `draw`"
-    order = 7
+    order = step_order.policy
     group,conflict = 'policy','{names} both choose what happens to an image: use one of them.'
     def __init__(self,
         p:float=1., # part of the images that go through it; 0: off
@@ -113,7 +124,9 @@ def _as_bytes(self:ImagePolicy, x):
     "Floats from 0 to 1 as bytes"
     if not getattr(self, '_seen', False) and x.device.type!='meta':
         lo,hi = (o.item() for o in x.aminmax())
-        if lo<0 or hi>1: raise UserError(f'{self!r} works on bytes, or floats from 0 to 1, and these images go from {lo:.2g} to {hi:.2g}: normalise them after it, in `after_batch`.')
+        if lo<0 or hi>1:
+            raise UserError(f'{self!r} works on bytes, or floats from 0 to 1, and these images go from {lo:.2g} to '
+                f'{hi:.2g}: normalise them after it, in `after_batch`.')
     self._seen = True
     return (x*255).round_().byte()
 
@@ -128,7 +141,8 @@ class AutoAugment(ImagePolicy):
         fill:int=0, # what comes from outside of the image, 0 to 255
     ):
         super().__init__(p, fill)
-        if not isinstance(policy, str) or policy not in autoaugment_policies: raise unknown('policy', policy, autoaugment_policies)
+        if not isinstance(policy, str) or policy not in autoaugment_policies:
+            raise unknown('policy', policy, autoaugment_policies)
         self.policy = policy
 
     @staticmethod
@@ -136,7 +150,8 @@ class AutoAugment(ImagePolicy):
     def _table(policy, h, w):
         "Numbers of operations, probabilities and magnitudes, each `(2, 25)`"
         subs,ms = autoaugment_policies[policy],magnitudes(10, h, w)
-        return [np.array([[f(*o) for o in sub] for sub in subs]).T for f in (lambda k,p,m: _number[k], lambda k,p,m: p, lambda k,p,m: ms[k][m])]
+        return [np.array([[f(*o) for o in sub] for sub in subs]).T
+            for f in (lambda k,p,m: _number[k], lambda k,p,m: p, lambda k,p,m: ms[k][m])]
 
     def draw(self, rng, b, h, w):
         sub = rng.integers(25, size=b)

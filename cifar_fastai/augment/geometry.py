@@ -34,18 +34,19 @@ def reflect_crop(
 
 # %% ../../nbs/21_augment.geometry.ipynb #1b2f8f8c
 class _Cropper(PixelTrick):
-    order,disables = 8,'pad'
+    order,disables = step_order.crop,'pad'
     group,conflict = 'crop','{names} both crop the images: use one of them.'
 
 @tricks.register
 class RandomCrop(_Cropper):
-    "A window of the size of the image at a random place of the padded image, for each image; in place of a loader's own crop"
+    "Random crop of each padded image; replaces a loader's own crop"
     off_kwargs = dict(pad=0)
     def __init__(self,
         pad:int=4, # pixels around the image; 0: off
         mode:str='zeros', # what is there: 'zeros' (black, or the mean of normalised images), or 'reflect'
     ):
-        if not isinstance(mode, str) or mode not in ('zeros', 'reflect'): raise unknown('padding', mode, ['zeros', 'reflect'])
+        if not isinstance(mode, str) or mode not in ('zeros', 'reflect'): raise unknown('padding', mode,
+            ['zeros', 'reflect'])
         self.pad,self.mode = check_range('pad', pad, 0, 1024, whole=True),mode
 
     @property
@@ -56,7 +57,8 @@ class RandomCrop(_Cropper):
 
     def _check_size(self, h, w):
         most = min(h, w) - (self.mode=='reflect')
-        if self.pad>most: raise UserError(f'pad is {self.pad}: images of {h}x{w} can be padded by {most} pixels at most.')
+        if self.pad>most:
+            raise UserError(f'pad is {self.pad}: images of {h}x{w} can be padded by {most} pixels at most.')
 
     def augment(self, x):
         self._check_size(*x.shape[2:])
@@ -87,19 +89,20 @@ def pixel_hash(
 @tricks.register
 class Flip(PixelTrick):
     "Mirror images, left to right, at random or in every other epoch (2404.00498); in place of a loader's own flip"
-    order,off_kwargs,disables = 9,dict(p=0.),'flip'
+    order,off_kwargs,disables = step_order.flip,dict(p=0.),'flip'
     def __init__(self,
         p:float=0.5, # part of the images that are mirrored; 0: off
         alternate:bool=False, # in every other epoch?
     ):
         self.p,self.alternate = check_range('p', p, 0, 1),check_bool('alternate', alternate)
-        if self.alternate: self.order = 6
+        if self.alternate: self.order = step_order.flip_epoch
 
     @property
     def off(self): return not self.p
 
     def augment(self, x):
-        if not self.alternate: return hflip(x, torch.rand(len(x), device=x.device, generator=self.stream.gen(x.device)) < self.p)
+        if not self.alternate:
+            return hflip(x, torch.rand(len(x), device=x.device, generator=self.stream.gen(x.device)) < self.p)
         first = pixel_hash(x, random.Random(self.stream.seed).getrandbits(32)) < self.p
         return hflip(x, first if self.epoch%2==0 else ~first)
 
@@ -163,14 +166,15 @@ def resized_crop(
 # %% ../../nbs/21_augment.geometry.ipynb #9c492109
 @tricks.register
 class RandomResizedCrop(_Cropper):
-    "A window of random size and shape, resized to the whole, for each image (1409.4842); in place of a loader's own crop"
+    "Crop of random area and aspect ratio, resized to the image size (1409.4842); replaces a loader's own crop"
     off_kwargs = dict(p=0.)
     def __init__(self,
         area:tuple=(0.08,1.), # part of the image, smallest and largest
         aspect:tuple=(3/4,4/3), # height over width, smallest and largest
         p:float=1., # part of the images that are cropped; 0: off
     ):
-        self.area,self.aspect,self.p = check_span('area', area, 0, 1),check_span('aspect', aspect, 0.01, 100),check_range('p', p, 0, 1)
+        self.area,self.aspect = check_span('area', area, 0, 1),check_span('aspect', aspect, 0.01, 100)
+        self.p = check_range('p', p, 0, 1)
 
     @property
     def off(self): return not self.p
@@ -196,7 +200,7 @@ def resize_scale(
 @tricks.register
 class ProgressiveResize(Trick):
     "Small images at the start, whole ones at the end (2104.00298)"
-    order,off_kwargs = 13,dict(small=1.)
+    order,off_kwargs = step_order.resize,dict(small=1.)
     def __init__(self,
         small:float=0.5, # side at the start, as a part of the whole, above 0
         grow:float=0.5, # when it begins to grow, as a part of the fit
@@ -205,7 +209,8 @@ class ProgressiveResize(Trick):
         self.small,self.full = check_range('small', small, 0.05, 1),check_range('full', full, 0, 1)
         self.grow = check_range('grow', grow, 0, self.full)
 
-    def side(self, n): return min(n, max(4, round(n*resize_scale(self.pct_train, self.small, self.grow, self.full)/4)*4))
+    def side(self, n):
+        return min(n, max(4, round(n*resize_scale(self.pct_train, self.small, self.grow, self.full)/4)*4))
 
     def before_fit(self): self.resized,self.passed = None,False
     def before_batch(self):
@@ -222,4 +227,5 @@ class ProgressiveResize(Trick):
         try: yield
         except (RuntimeError, AssertionError) as e:
             if self.passed or self.resized is None: raise
-            raise UserError(f'The network does not take images of {self.resized}: use one that pools over the map, or leave {self!r} out.') from e
+            raise UserError(f'The network does not take images of {self.resized}: use one that pools '
+                f'over the map, or leave {self!r} out.') from e

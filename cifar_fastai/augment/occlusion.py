@@ -34,7 +34,7 @@ def erase(
 # %% ../../nbs/23_augment.occlusion.ipynb #9b9fd9dd
 class Occlusion(Trick):
     "Covers parts of normalised training images: a subclass defines `occlude(x)`, which returns new images"
-    order,off = 11,False
+    order,off = step_order.occlude,False
     def before_batch(self):
         if not self.off: self.learn.xb = (self.occlude(self.xb[0]), *self.xb[1:])
 
@@ -46,7 +46,8 @@ class Cutout(Occlusion):
         length:int=16, # side of the square in pixels, 0: off. The paper has 16 on CIFAR-10, 8 on CIFAR-100
         holes:int=1, # squares an image, up to 100
     ):
-        self.length,self.holes = check_range('length', length, 0, 1024, whole=True),check_range('holes', holes, 0, 100, whole=True)
+        self.length = check_range('length', length, 0, 1024, whole=True)
+        self.holes = check_range('holes', holes, 0, 100, whole=True)
 
     @property
     def off(self): return not (self.length and self.holes)
@@ -55,13 +56,16 @@ class Cutout(Occlusion):
         if size := _image_size(self.dls): self._check_size(*size)
 
     def _check_size(self, h, w):
-        if self.length>min(h, w): raise UserError(f'length is {self.length}: a hole in images of {h}x{w} has a side of {min(h, w)} pixels at most.')
+        if self.length>min(h, w):
+            raise UserError(f'length is {self.length}: a hole in images of {h}x{w} has a '
+                f'side of {min(h, w)} pixels at most.')
 
     def occlude(self, x):
         b,_,h,w = x.shape
         self._check_size(h, w)
         for _ in range(self.holes):
-            top,left = (torch.randint(0, n, (b,), device=x.device, generator=self.stream.gen(x.device)) - self.length//2 for n in (h, w))
+            top,left = (torch.randint(0, n, (b,), device=x.device, generator=self.stream.gen(x.device)) - self.length//2
+                for n in (h, w))
             x = erase(x, top, left, self.length, self.length)
         return x
 
@@ -74,9 +78,10 @@ class RandomErasing(Occlusion):
         p:float=0.5, # part of the images that lose a box; 0: off
         area:tuple=(0.02,0.4), # part of the image that it covers, smallest and largest
         aspect:tuple=(0.3,1/0.3), # height over width, smallest and largest
-        log_aspect:bool=True, # draw the logarithm of the aspect uniformly (torchvision), or the aspect itself (the paper)?
+        log_aspect:bool=True, # draw the log of the aspect ratio uniformly (torchvision), or the ratio itself (paper)?
     ):
-        self.p,self.area,self.aspect = check_range('p', p, 0, 1),check_span('area', area, 0, 1),check_span('aspect', aspect, 0.01, 100)
+        self.p,self.area = check_range('p', p, 0, 1),check_span('area', area, 0, 1)
+        self.aspect = check_span('aspect', aspect, 0.01, 100)
         self.log_aspect = check_bool('log_aspect', log_aspect)
 
     @property

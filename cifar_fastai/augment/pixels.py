@@ -104,7 +104,8 @@ def equalize(
 )->Tensor: # uint8
     "Every channel with a histogram as flat as it can be"
     flat = x.flatten(2).long()
-    hist = torch.zeros(*flat.shape[:2], 256, device=x.device).scatter_add_(2, flat, torch.ones(flat.shape, device=x.device))
+    hist = torch.zeros(*flat.shape[:2], 256, device=x.device).scatter_add_(2, flat,
+        torch.ones(flat.shape, device=x.device))
     below = hist.cumsum(2) - hist
     step = (below*(hist>0)).amax(2, keepdim=True).div_(255).floor_()
     lut = ((below + (step/2).floor_())/step.clamp(min=1)).clamp_(max=255)
@@ -129,9 +130,11 @@ def warp(
 # %% ../../nbs/20_augment.pixels.ipynb #90c02ce2
 _moves = dict(ShearX=lambda m,h,w: (1, m, m*h/2, 0, 1, 0), ShearY=lambda m,h,w: (1, 0, 0, m, 1, m*w/2),
     TranslateX=lambda m,h,w: (1, 0, -m, 0, 1, 0), TranslateY=lambda m,h,w: (1, 0, 0, 0, 1, -m),
-    Rotate=lambda m,h,w: (np.cos(np.deg2rad(m)), -np.sin(np.deg2rad(m)), 0, np.sin(np.deg2rad(m)), np.cos(np.deg2rad(m)), 0))
+    Rotate=lambda m,h,w: (np.cos(np.deg2rad(m)), -np.sin(np.deg2rad(m)), 0, np.sin(np.deg2rad(m)),
+        np.cos(np.deg2rad(m)), 0))
 
-_pixelwise = dict(Brightness=adjust_brightness, Color=adjust_color, Contrast=adjust_contrast, Sharpness=adjust_sharpness,
+_pixelwise = dict(Brightness=adjust_brightness, Color=adjust_color, Contrast=adjust_contrast,
+    Sharpness=adjust_sharpness,
     Posterize=posterize, Solarize=solarize, AutoContrast=autocontrast, Equalize=equalize, Invert=invert)
 
 operations = ['Identity', *_moves, *_pixelwise]
@@ -167,7 +170,8 @@ def apply_operations(
     sent = _to_device(sent, x.device)
     order,back,params = sent[:,0].long(),sent[:,1].long(),sent[:,2:]
     parts = zip(operations, x.contiguous().index_select(0, order).split(sizes.tolist()), params.split(sizes.tolist()))
-    res = [_pixelwise[k](o, p[:,0]) if k in _pixelwise else warp(o, p, fill) if k in _moves else o for k,o,p in parts if len(o)]
+    res = [_pixelwise[k](o, p[:,0]) if k in _pixelwise else warp(o, p, fill) if k in _moves else o
+        for k,o,p in parts if len(o)]
     return torch.cat(res).index_select(0, back)
 
 # %% ../../nbs/20_augment.pixels.ipynb #167c7351
@@ -184,18 +188,26 @@ def _image_size(dls):
 class _Before(ItemTransform):
     "The images of a batch through a pixel trick"
     def __init__(self, trick): self.trick,self.order = trick,trick.order
-    def encodes(self, b): return self.trick.augmented(b[0]), *b[1:]
+    def encodes(self, b):
+        self.trick.next_batch()
+        return self.trick.augmented(b[0]), *b[1:]
 
 # %% ../../nbs/20_augment.pixels.ipynb #1b41b9fd
 class PixelTrick(Trick):
     "Changes training images before they are normalised: a subclass defines `augment(x)`, which returns new images"
     disables = None # what of a loader's own `CropFlip` this takes the place of: 'pad' or 'flip'
-    off,_piped = False,False
+    off,_piped,_n = False,False,0 # batches that were augmented in this epoch
 
     def augmented(self, x):
         "What `augment` makes of `x`, of its type and in its memory layout"
         nhwc = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         return retain_type(self.augment(x.as_subclass(Tensor)).contiguous(memory_format=nhwc), x)
+
+    def before_train(self): self._n = 0
+    def next_batch(self):
+        "The loader augments a batch before the Learner gets it"
+        self.stream.rekey(self.epoch, self._n)
+        self._n += 1
 
     @contextmanager
     def train_context(self):

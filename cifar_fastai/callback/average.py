@@ -28,7 +28,7 @@ def _swap(xs, ys):
 # %% ../../nbs/53_callback.average.ipynb #e7995165
 class Averager(Trick):
     "A trick with an average of the weights, which the model holds except while batches train"
-    order,group,keep_open = 60,'average',True
+    order,group,keep_open = step_order.average,'average',True
     conflict = '{names} each say which weights the model has after training: use one of them.'
     n,shadow,params = 0,None,None # updates so far; the tensors that are not in the model, those that are
 
@@ -121,7 +121,7 @@ class SWA(Averager):
 @tricks.register
 class Lookahead(Trick):
     "Every `k` steps, go back part of the way (1907.08610)"
-    order,group,off_kwargs = 50,'lookahead',dict(alpha=1.)
+    order,group,off_kwargs = step_order.lookahead,'lookahead',dict(alpha=1.)
     conflict = '{names} each pull the same weights back: use one of them.'
     n,slow = 0,None
     def __init__(self,

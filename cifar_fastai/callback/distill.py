@@ -24,19 +24,24 @@ def kd_loss(
     T:float=4., # temperature
     reduction:str='mean', # 'mean' over images, 'sum', or 'none'
 ):
-    "`T**2` times the divergence of the student's probabilities from the teacher's, both at temperature `T` (1503.02531)"
-    kl = F.kl_div(F.log_softmax(pred/T, -1), F.log_softmax(logits/T, -1), log_target=True, reduction='none').sum(-1)*T**2
+    "`T**2` times the KL divergence of the student's probabilities from the teacher's, at temperature `T` (1503.02531)"
+    kl = F.kl_div(F.log_softmax(pred/T, -1), F.log_softmax(logits/T, -1), log_target=True,
+        reduction='none').sum(-1)*T**2
     return kl if reduction=='none' else getattr(kl, reduction)()
 
 # %% ../../nbs/52_callback.distill.ipynb #176eb52a
 def _weights(path):
     "The weights of a network in the file `path`"
-    if not isinstance(path, (str, Path)): raise UserError(f'path is {short(path)}: it must be the file with the weights of the teacher.')
-    if os.path.isdir(path): raise UserError(f'{short(str(path))} is a folder: give the file with the weights of the teacher, such as its best.safetensors.')
-    if not os.path.isfile(path): raise UserError(f'There is no file {short(str(path))} with the weights of the teacher.')
+    if not isinstance(path, (str, Path)):
+        raise UserError(f'path is {short(path)}: it must be the file with the weights of the teacher.')
+    if os.path.isdir(path):
+        raise UserError(f'{short(str(path))} is a folder: give the file with the weights of the '
+            'teacher, such as its best.safetensors.')
+    if not os.path.isfile(path): raise UserError(f'There is no file {short(str(path))} with weights of the teacher.')
     try: return load_weights(path)
     except (OSError, KeyError, TypeError): raise UserError(f'{path} does not hold the weights of a network.') from None
 
+# %% ../../nbs/52_callback.distill.ipynb #b41a68d6
 class Teacher:
     "A trained network that is asked and never changed; pickled without the network"
     def __init__(self,
@@ -46,18 +51,25 @@ class Teacher:
         if isinstance(net, Learner): net = net.model
         if isinstance(net, str):
             find_model(net)
-            if path is None: raise UserError(f"The teacher {net!r} needs trained weights: give the file of a run, as KD('{net}', path='.../best.safetensors').")
+            if path is None:
+                raise UserError(f"The teacher {net!r} needs trained weights: give the file of a run, as "
+                    f"KD('{net}', path='.../best.safetensors').")
             self.weights = _weights(path)
-        elif path is not None: raise UserError(f'path is {short(path)}: it goes with the name of a backbone, and the teacher is a {type(net).__name__}.')
-        elif not isinstance(net, nn.Module): raise UserError(f'The teacher is a {type(net).__name__}: it must be a module, a Learner, or the name of a backbone with a path.')
+        elif path is not None:
+            raise UserError(f'path is {short(path)}: it goes with the name of a backbone, and the '
+                f'teacher is a {type(net).__name__}.')
+        elif not isinstance(net, nn.Module):
+            raise UserError(f'The teacher is a {type(net).__name__}: it must be a module, a Learner, or '
+                'the name of a backbone with a path.')
         self.net,self.path,self.name = net,path,net if isinstance(net, str) else type(net).__name__
 
     def load(self, n_out):
         "Build the network of a name"
         if not isinstance(self.net, str): return
-        model = create_model(self.net, n_out)
+        with no_random(): model = create_model(self.net, n_out) # the generators stay where they are
         try: model.load_state_dict(self.weights)
-        except (RuntimeError, TypeError, AttributeError): raise UserError(f'{self.path} does not hold the weights of a {self.net} for {n_out} classes.') from None
+        except (RuntimeError, TypeError, AttributeError):
+            raise UserError(f'{self.path} does not hold the weights of a {self.net} for {n_out} classes.') from None
         self.net = model
 
     def __getstate__(self): return dict(net=None, path=self.path, name=self.name)
@@ -85,8 +97,9 @@ def __call__(self:Teacher, x):
 @tricks.register
 class KD(LossTrick):
     "Learn from the probabilities of a trained network as well (1503.02531)"
-    order,off_kwargs,group = 14,dict(alpha=0.),'teacher'
-    conflict = '{names} each say what the labels weigh beside a teacher: use one of them, with a module that averages the logits of several as its teacher.'
+    order,off_kwargs,group = step_order.distill,dict(alpha=0.),'teacher'
+    conflict = ('{names} each weigh the labels against a teacher: use one of them, whose teacher may be a module that '
+        'averages the logits of several.')
     def __init__(self,
         teacher, # a module, a Learner, or the name of a backbone
         T:float=4., # temperature, 0.001 to 1000
@@ -98,8 +111,10 @@ class KD(LossTrick):
 
     def check(self):
         super().check()
-        if self.teacher.net is None: raise UserError(f'{self!r} was loaded without its teacher, which no file keeps: replace it by a new KD(teacher).')
-        if self.teacher.net is self.model: raise UserError(f'The teacher of {self!r} is the network that trains: give a copy of it, or another.')
+        if self.teacher.net is None:
+            raise UserError(f'{self!r} was loaded without its teacher: replace it by a new KD(teacher).')
+        if self.teacher.net is self.model:
+            raise UserError(f'The teacher of {self!r} is the network that trains: give a copy of it, or another.')
         self.teacher.load(get_c(self.dls))
 
     @contextmanager
@@ -115,10 +130,14 @@ class KD(LossTrick):
     def before_batch(self):
         if self.alpha: self.logits = self.teacher(self.xb[0])
 
-    def after_pred(self):
-        if not self.alpha or self.pred.shape[-1]==self.logits.shape[-1]: return
-        raise UserError(f'The teacher of {self!r} knows {self.logits.shape[-1]} classes and the student {self.pred.shape[-1]}: they must be the same classes.')
-
     def _term(self, loss, pred, targ):
         kd = kd_loss(pred, self.logits.to(pred.dtype), self.T, self.reduction)
         return (1-self.alpha)*loss + self.alpha*kd
+
+# %% ../../nbs/52_callback.distill.ipynb #a8ffb545
+@patch
+def after_pred(self:KD):
+    if not self.alpha: return
+    n,n_teacher = self.pred.shape[-1],self.logits.shape[-1]
+    if n==n_teacher: return
+    raise UserError(f'The teacher of {self!r} has {n_teacher} classes and the student {n}: they must be the same.')

@@ -27,8 +27,9 @@ def mixup(
 # %% ../../nbs/50_callback.mixers.ipynb #c2584e36
 class Mixer(LossTrick):
     "Mixes images and targets of a training batch: a subclass defines `mix`"
-    order,group,off = 12,'mixer',False
-    conflict = '{names} together have no single meaning: use OneOf({names}) to draw one a batch, or Chain({names}) to apply them in turn.'
+    order,group,off = step_order.mix,'mixer',False
+    conflict = ('{names} together have no single meaning: use OneOf({names}) to draw one per batch, '
+        'or Chain({names}) to apply them in turn.')
 
     @property
     def n_out(self):
@@ -38,8 +39,12 @@ class Mixer(LossTrick):
     def check(self):
         super().check()
         theirs = self.learn._grab_cbs(MixHandler)
-        if theirs: raise UserError(f"fastai's {type(theirs[0]).__name__} and {self!r} together have no single meaning: use one of them, or OneOf or Chain of ours.")
-        if not self.n_out: raise UserError(f'{self!r} needs to know the number of classes, and these DataLoaders have neither `c` nor `vocab`: set `dls.c`.')
+        if theirs:
+            raise UserError(f"fastai's {type(theirs[0]).__name__} and {self!r} together have no single meaning: use "
+                "one of them, or OneOf or Chain of ours.")
+        if not self.n_out:
+            raise UserError(f'{self!r} needs to know the number of classes, and these DataLoaders have '
+                'neither `c` nor `vocab`: set `dls.c`.')
 
     def before_batch(self):
         if self.off: return
@@ -116,7 +121,7 @@ class CutMix(Mixer):
     def mix(self, x, probs):
         (h,w),py = x.shape[2:],self.stream.py
         if py.random()>=self.p: return x,probs
-        lam,i,j = py.betavariate(self.beta, self.beta),py.randrange(h),py.randrange(w)
+        i,j,lam = py.randrange(h),py.randrange(w),py.betavariate(self.beta, self.beta)
         return cutmix(x, probs, self.perm(x), cut_box(lam, i, j, h, w))
 
 # %% ../../nbs/50_callback.mixers.ipynb #e1f4599c
@@ -157,9 +162,12 @@ class _Several(Mixer):
     def __init__(self, *mixers):
         names = f'{type(self).__name__}(MixUp(), CutMix())'
         for m in mixers:
-            if not isinstance(m, Mixer): raise UserError(f'{type(self).__name__} was given {short(m)}: it takes mixers, as in {names}.')
+            if not isinstance(m, Mixer):
+                raise UserError(f'{type(self).__name__} was given {short(m)}: it takes mixers, as in {names}.')
         if not mixers: raise UserError(f'{type(self).__name__} was given nothing: it takes mixers, as in {names}.')
         self.mixers = mixers
+        kinds = [type(m).__name__ for m in mixers]
+        self.names = [f'{k}/{kinds[:i].count(k)}' for i,k in enumerate(kinds)] # of their random streams
 
     off = property(lambda self: all(m.off for m in self.mixers))
 
@@ -167,7 +175,7 @@ class _Several(Mixer):
         "Let mixer `i` act"
         m = self.mixers[i]
         if m.off: return x,probs
-        m.stream.reseed(f'{self.stream.py.getrandbits(64)} {i}')
+        m.stream.follow(self.stream, self.names[i])
         return m.mix(x, probs)
 
     def __repr__(self): return f"{type(self).__name__}({', '.join(map(repr, self.mixers))})"
@@ -183,7 +191,8 @@ class OneOf(_Several):
         many = isinstance(p, (tuple, list))
         p = type(p)(check_range('p', o, 0, 1) for o in p) if many else check_range('p', p, 0, 1)
         if many and (len(p)!=len(mixers) or sum(p)>1+1e-9):
-            raise UserError(f'p is {short(p)}: for {len(mixers)} mixers it must be one number, or {len(mixers)} that are 1 or less together.')
+            raise UserError(f'p is {short(p)}: for {len(mixers)} mixers it must be one number, or '
+                f'{len(mixers)} that are 1 or less together.')
         self.p = p
 
     @property

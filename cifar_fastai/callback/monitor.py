@@ -14,6 +14,7 @@ import psutil
 from fastai.basics import *
 from ..core import *
 from ..loop import *
+from ..trick import *
 
 # %% ../../nbs/54_callback.monitor.ipynb #75558994
 class _Column(ValueMetric):
@@ -21,7 +22,7 @@ class _Column(ValueMetric):
 
 class Monitor(ManagedCallback):
     "A callback with a column in the Recorder: a subclass has its name as `column`, and a `figure()`"
-    order,run_valid = 49,False
+    order,run_valid = step_order.monitor,False
     def before_fit(self): self.learn.metrics = self._others() + _Column(self.figure, self.column)
     def after_fit(self): self.learn.metrics = self._others()
     def _others(self):
@@ -88,10 +89,13 @@ class GPUUse(Monitor):
     "Mean utilisation of the GPU over the training part of an epoch, in percent, as NVIDIA counts it"
     column,seen = 'gpu_percent',()
     def before_fit(self):
-        if not torch.cuda.is_available(): raise UserError('GPUUse() needs an NVIDIA GPU, and there is none: leave it out.')
+        if not torch.cuda.is_available():
+            raise UserError('GPUUse() needs an NVIDIA GPU, and there is none: leave it out.')
         try: torch.cuda.utilization()
-        except ModuleNotFoundError: raise UserError('GPUUse() needs the package nvidia-ml-py: pip install nvidia-ml-py.') from None
-        except Exception as e: raise UserError(f'GPUUse() cannot read the utilisation of this GPU ({short(str(e))}): leave it out.') from e
+        except ModuleNotFoundError as e:
+            raise UserError('GPUUse() needs the package nvidia-ml-py: pip install nvidia-ml-py.') from e
+        except Exception as e:
+            raise UserError(f'GPUUse() cannot read the utilisation of this GPU ({short(str(e))}): leave it out.') from e
         super().before_fit()
 
     def before_train(self): self.seen,self.last = [],0.
@@ -104,7 +108,6 @@ class GPUUse(Monitor):
 # %% ../../nbs/54_callback.monitor.ipynb #84c805d1
 import math
 from fastai.basics import *
-from fastai.callback.training import GradientClip as _Clip
 from ..core import *
 from ..loop import *
 from ..trick import *
@@ -113,7 +116,7 @@ from ..trick import *
 @tricks.register
 class GradientClip(Trick):
     "Bound the norm of the gradient (1211.5063)"
-    order,off_kwargs = _Clip.order,dict(max_norm=1e9)
+    order,off_kwargs = step_order.clip,dict(max_norm=1e9)
     def __init__(self, max_norm:float=2.): self.max_norm = check_range('max_norm', max_norm, 0, 1e9)
     def before_step(self): nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
 
@@ -123,8 +126,12 @@ class NonFiniteLoss(UserError):
 
 class StopOnNonFinite(ManagedCallback):
     "End a fit whose training loss or weights are NaN or infinite with `NonFiniteLoss`; `lr_find` may go on"
-    order,run_valid = 49,False
-    def __init__(self, every:int=100): self.every,self.losses,self.last = check_range('every', every, 1, 10**6, whole=True),[],None # batches between two looks
+    order,run_valid = step_order.monitor,False
+    def __init__(self,
+        every:int=100, # batches between two checks
+    ):
+        self.every = check_range('every', every, 1, 10**6, whole=True)
+        self.losses,self.last = [],None
     def before_fit(self): self.run,self.last = not hasattr(self.learn, 'lr_finder'),None
     def before_train(self): self.losses,self.seen = [],0
 
@@ -147,8 +154,9 @@ class StopOnNonFinite(ManagedCallback):
             self.last = v
 
     def _stop(self, what, batch):
-        before = 'it was so from the start of this fit' if self.last is None else f'the last finite loss was {self.last:.4g}'
-        raise NonFiniteLoss(f'The {what} in batch {batch} of epoch {self.epoch+1}; {before}: try a lower learning rate, a warmup, or GradientClip.')
+        before = f'the last finite loss was {self.last:.4g}' if self.last is not None else 'from the start of this fit'
+        raise NonFiniteLoss(f'The {what} in batch {batch} of epoch {self.epoch+1}; {before}: try a lower '
+            'learning rate, a warmup, or GradientClip.')
 
 # %% ../../nbs/54_callback.monitor.ipynb #8143b8e1
 def _sound(model):

@@ -11,6 +11,7 @@ __all__ = ['sam_step', 'SecondPass', 'SAM', 'asam_step', 'ASAM']
 from fastai.basics import *
 from torch.nn.parallel import DistributedDataParallel
 from ..core import *
+from ..loop import *
 from ..trick import *
 
 # %% ../../nbs/51_callback.sam.ipynb #4d8b4449
@@ -23,51 +24,25 @@ def sam_step(
     scale = rho/(torch.nn.utils.get_total_norm(grads) + 1e-12)
     return torch._foreach_mul(grads, scale)
 
-# %% ../../nbs/51_callback.sam.ipynb #9b9bf695
-def _rng_state(device):
-    "State of torch's generators that a forward pass on `device` draws from"
-    return torch.get_rng_state(),(torch.cuda.get_rng_state(device) if device.type=='cuda' else None)
-
-def _set_rng_state(device, cpu, cuda):
-    torch.set_rng_state(cpu)
-    if cuda is not None: torch.cuda.set_rng_state(cuda, device)
-
 # %% ../../nbs/51_callback.sam.ipynb #b701e531
 class SecondPass(Trick):
     "A trick that runs a batch forward and backward a second time"
     group,conflict = 'second pass','{names} each decide where the one gradient of a step is taken: use one of them.'
-    _stateattrs,second,same_rng = ('rng','params','kept'),False,True
+    _stateattrs,same_rng = ('rng','params','kept'),True
 
-    def _rng(self, state=None):
-        "The random state that a forward pass draws from; sets it if one is given"
-        device,streams = next(self.model.parameters()).device,[t.stream for t in learner_tricks(self.learn) if t.in_forward]
-        if state is None: return _rng_state(device),[s.state_dict() for s in streams]
-        _set_rng_state(device, *state[0])
-        for s,sd in zip(streams, state[1]): s.load_state_dict(sd)
+    @property
+    def second(self): return training_run(self.learn).second_pass
 
-    def before_batch(self):
-        if self.same_rng: self.rng = self._rng()
-
-    def _backward(self):
-        self.learn('before_backward')
-        self.learn._backward()
-
+    def before_batch(self): self.rng = forward_rng(self.learn) if self.same_rng else None
     def second_pass(self):
         "Forward and backward once more, through the Learner's loop, without a step"
-        if self.same_rng: self._rng(self.rng)
-        amp = getattr(self.learn, 'mixed_precision', None)
-        if amp is not None: amp.autocast.__enter__()
-        self.second,self.learn._do_grad_opt = True,self._backward
-        try: self.learn._do_one_batch()
-        finally:
-            self.second = False
-            del self.learn._do_grad_opt
+        second_pass(self.learn, self.rng)
 
 # %% ../../nbs/51_callback.sam.ipynb #42788c8b
 @tricks.register
 class SAM(SecondPass):
     "Sharpness-aware minimisation: the gradient is taken at the worst point within `rho` (2010.01412)"
-    order,off_kwargs = 20,dict(rho=0.)
+    order,off_kwargs = step_order.second_pass,dict(rho=0.)
     def __init__(self,
         rho:float=0.05, # radius in weight space; the paper's CIFAR value
         same_rng:bool=True, # the same dropout (and shake) masks in both passes?

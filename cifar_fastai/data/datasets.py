@@ -41,7 +41,8 @@ _stats10 = (0.4914,0.4822,0.4465),(0.2023,0.1994,0.2010)
 _stats100 = (0.5071,0.4865,0.4409),(0.1942,0.1918,0.1958)
 
 _rows = (
-    DataSet('cifar10', r'cifar-?10(-python|-binary|-batches-py|-batches-bin)?', _kriz+'cifar-10-python.tar.gz', _sha10, 10, _stats10),
+    DataSet('cifar10', r'cifar-?10(-python|-binary|-batches-py|-batches-bin)?', _kriz+'cifar-10-python.tar.gz', _sha10,
+        10, _stats10),
     DataSet('cifar100', r'cifar-?100(-python|-binary)?', _kriz+'cifar-100-python.tar.gz', _sha100, 100, _stats100))
 datasets.update({o.name: o for o in _rows})
 
@@ -86,7 +87,8 @@ def search_paths(
     root=None, # existing folder or archive
 )->list:
     "Where to look for a data set: `root`, or what `CIFAR_FASTAI_DATA` names and fastai's folders"
-    name,given = ('root',root) if root is not None else ('CIFAR_FASTAI_DATA',os.environ.get('CIFAR_FASTAI_DATA') or None)
+    name,given = ('root',root) if root is not None else ('CIFAR_FASTAI_DATA',
+        os.environ.get('CIFAR_FASTAI_DATA') or None)
     path = None if given is None else _place(given)
     if given is not None and path is None:
         shown = repr(_shown(given)) if isinstance(given, (str,os.PathLike)) else short(given)
@@ -113,7 +115,8 @@ def _fetch(ds, root):
     except OSError as e:
         where = ', '.join(map(_shown, search_paths(root)))
         raise UserError(f"{ds.name} is not in {where} and {ds.url} cannot be had ({e}): put {ds.url.split('/')[-1]}, "
-            f"packed or unpacked, into {_shown(folder)}, or say with root= or CIFAR_FASTAI_DATA where it is; the data set 'digits' needs nothing.") from e
+            f"packed or unpacked, into {_shown(folder)}, or say with root= or CIFAR_FASTAI_DATA where it is; "
+            "the data set 'digits' needs nothing.") from e
 
 # %% ../../nbs/11_data.datasets.ipynb #5c1ba3ea
 def dataset_images(
@@ -126,5 +129,7 @@ def dataset_images(
         return im._replace(digest=image_digest(im))
     path = find_data(ds, root) or _fetch(ds, root)
     res = cached_images(path)
-    if len(res.vocab)!=ds.n_out: raise UserError(f'{_shown(path)} has {len(res.vocab)} classes and {ds.name} has {ds.n_out}: is it another data set?')
+    if len(res.vocab)!=ds.n_out:
+        raise UserError(f'{_shown(path)} has {len(res.vocab)} classes and {ds.name} has '
+            f'{ds.n_out}: is it another data set?')
     return res

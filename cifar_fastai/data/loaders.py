@@ -30,7 +30,8 @@ class ImageTensors:
         split_idx=1, # 0: for training
     ):
         self.vocab = vocab if isinstance(vocab, CategoryMap) else CategoryMap(vocab, sort=False)
-        self.split_idx,self._real = split_idx,(x.contiguous(memory_format=torch.channels_last), y if y is None else y.long())
+        self.split_idx = split_idx
+        self._real = (x.contiguous(memory_format=torch.channels_last), y if y is None else y.long())
         if y is not None: _check_labels(y, self.c)
         self.to(x.device)
 
@@ -38,7 +39,8 @@ class ImageTensors:
     items = property(lambda self: self)
     def __len__(self): return len(self.x)
     def __iter__(self): return (self[i] for i in range(len(self)))
-    def __getitem__(self, i): return (TensorImage(self.x[i]),) if self.y is None else (TensorImage(self.x[i]), TensorCategory(self.y[i]))
+    def __getitem__(self, i):
+        return (TensorImage(self.x[i]),) if self.y is None else (TensorImage(self.x[i]), TensorCategory(self.y[i]))
     def __repr__(self): return f'{type(self).__name__}: {len(self)} images, {self.c} classes'
 
 # %% ../../nbs/12_data.loaders.ipynb #fccb9e5f
@@ -52,7 +54,8 @@ def to(self:ImageTensors, device):
 @patch
 def new_empty(self:ImageTensors):
     "The same without images"
-    return type(self)(self.x.new_empty((0,*self.x.shape[1:])), None if self.y is None else self.y.new_empty(0), self.vocab, self.split_idx)
+    return type(self)(self.x.new_empty((0,*self.x.shape[1:])), None if self.y is None else self.y.new_empty(0),
+        self.vocab, self.split_idx)
 
 @patch
 def subset(self:ImageTensors,
@@ -60,7 +63,8 @@ def subset(self:ImageTensors,
     split_idx=None, # of the result; None: as here
 ):
     "Some of the images"
-    return type(self)(self.x[idxs], None if self.y is None else self.y[idxs], self.vocab, ifnone(split_idx, self.split_idx))
+    return type(self)(self.x[idxs], None if self.y is None else self.y[idxs], self.vocab,
+        ifnone(split_idx, self.split_idx))
 
 # %% ../../nbs/12_data.loaders.ipynb #5b618b7a
 @patch
@@ -158,18 +162,20 @@ def channel_stats(
 
 # %% ../../nbs/12_data.loaders.ipynb #c901f612
 def image_weights(
-    weights, # 'balanced' (each class equally often), one number per class (list, or dict by class name), or one per image
+    weights, # 'balanced' (each class equally often), one per class (list, or dict by class name), or one per image
     ds:ImageTensors, # the images
 )->Tensor: # (n,), float64, on the CPU; sums to 1
     "The probability of drawing each image"
     y,n,c = ds._real[1],len(ds),ds.c
     y = None if y is None else y.cpu()
-    if isinstance(weights, str) and weights=='balanced' and y is not None: return _sum_to_1(1/y.bincount(minlength=c)[y].double())
+    balanced = isinstance(weights, str) and weights=='balanced' and y is not None
+    if balanced: return _sum_to_1(1/y.bincount(minlength=c)[y].double())
     w = None
     with suppress(Exception): # of numpy and torch, for whatever is no list of numbers
         if isinstance(weights, dict) and set(weights)==set(ds.vocab): weights = [weights[o] for o in ds.vocab]
         w = torch.as_tensor(weights).detach().cpu()
-        w = None if w.is_complex() or w.dtype==torch.bool else torch.as_tensor(weights, dtype=torch.float64).detach().cpu()
+        w = None if w.is_complex() or w.dtype==torch.bool else torch.as_tensor(weights,
+            dtype=torch.float64).detach().cpu()
         if w.shape==(c,) and y is not None: w = w[y]
     if w is None or w.shape!=(n,) or not (w>=0).all() or w.isinf().any() or n and w.max()==0:
         raise UserError(f"weights is {short(weights)}: it must be 'balanced', or one number from 0 on per class ({c}) "
@@ -225,7 +231,7 @@ def permutation(self:TensorDL)->Tensor:
     "The order of an epoch, on the device"
     device = self.dataset.x.device
     if not self.shuffle or device.type=='meta': return torch.arange(self.n, device=device)
-    kw = dict(generator=self.stream.gen(device), device=device)
+    kw = dict(generator=self.stream.gen(device, per_rank=False), device=device)
     if self._cum is None: return torch.randperm(self.n, **kw)
     self._cum = self._cum.to(device)
     return torch.searchsorted(self._cum, torch.randint(2**53, (self.n,), **kw), right=True)
@@ -234,7 +240,7 @@ def permutation(self:TensorDL)->Tensor:
 @patch
 def shuffle_fn(self:TensorDL, idxs):
     "`idxs` in the random order of `stream`"
-    return [idxs[i] for i in torch.randperm(len(idxs), generator=self.stream.gen('cpu')).tolist()]
+    return [idxs[i] for i in torch.randperm(len(idxs), generator=self.stream.gen('cpu', per_rank=False)).tolist()]
 
 @patch
 def get_idxs(self:TensorDL)->list:
@@ -255,10 +261,22 @@ def create_batches(self:TensorDL, idxs):
         yield (xb,) if y is None else (xb, y.index_select(0, o))
 
 @patch
+def _next_key(self:TensorDL):
+    "What the order and the batches of an iteration are drawn by: the epoch in training, else a count"
+    if self.stream.epoch is not None: return 'epoch', self.stream.epoch
+    self.stream.uses += bool(self.shuffle)
+    return 'use', self.stream.uses
+
+@patch
 def __iter__(self:TensorDL):
     self.before_iter()
+    key,tfms = self._next_key(),[getattr(t, 'stream', None) for t in getattr(self.after_batch, 'fs', [])]
+    streams = L(self.stream, *tfms).filter(lambda s: isinstance(s, RandomStream)).unique()
+    self.stream.rekey(*key, 'order')
     plain = self._is_own('get_idxs') and self._is_own('shuffle_fn')
-    for b in self.create_batches(self.permutation() if plain else self.get_idxs()): yield self.after_batch(b)
+    for i,b in enumerate(self.create_batches(self.permutation() if plain else self.get_idxs())):
+        for s in streams: s.rekey(*key, i)
+        yield self.after_batch(b)
     self.after_iter()
 
 # %% ../../nbs/12_data.loaders.ipynb #d4a10c0d
@@ -279,7 +297,8 @@ def _pixels(o):
         o = o.detach().cpu()
         o = (o.float() if o.is_floating_point() else o).numpy()
     if o.ndim==3 and o.shape[0] in channels and (is_tensor or o.shape[-1] not in channels): o = o.transpose(1,2,0)
-    if o.ndim not in (2,3) or not o.size or o.ndim==3 and o.shape[-1] not in channels: raise ValueError(f'shape {o.shape}')
+    known = o.ndim in (2,3) and o.size and (o.ndim==2 or o.shape[-1] in channels)
+    if not known: raise ValueError(f'shape {o.shape}')
     return _uint8(o[...,0] if o.ndim==3 and o.shape[-1]==1 else o)
 
 def as_image(
@@ -290,10 +309,12 @@ def as_image(
     try:
         if isinstance(o, (Tensor,ndarray)): return _rgb32(Image.fromarray(np.ascontiguousarray(_pixels(o))))
         if isinstance(o, Image.Image): return _rgb32(o)
-        return _rgb32(_open_image(o if hasattr(o, 'read') else io.BytesIO(o if isinstance(o, bytes) else _read_file(Path(o)))))
+        return _rgb32(_open_image(o if hasattr(o, 'read')
+            else io.BytesIO(o if isinstance(o, bytes) else _read_file(Path(o)))))
     except UserError: raise
     except Exception as e:
-        raise UserError(f'{_shown(o) if isinstance(o, (str,Path)) else type(o).__name__} cannot be read as an image ({_why(e)}).') from e
+        raise UserError(f'{_shown(o) if isinstance(o, (str,Path)) else type(o).__name__} '
+            f'cannot be read as an image ({_why(e)}).') from e
 
 def as_label(
     o, # item with a label: a path in its class folder, or a tuple with a name or number
@@ -301,7 +322,8 @@ def as_label(
 )->int: # number of the class
     "The label that comes with an item"
     if not isinstance(o, (str,Path)) and not (isinstance(o, (tuple,list)) and len(o)>1):
-        raise UserError(f'A {type(o).__name__} has no label: items must be paths in class folders, or tuples of an image and a label.')
+        raise UserError(f'A {type(o).__name__} has no label: items must be paths in class folders, '
+            'or tuples of an image and a label.')
     label = Path(o).parent.name if isinstance(o, (str,Path)) else o[1]
     if not isinstance(label, str): return check_range('label', label, 0, len(vocab)-1, whole=True)
     if label not in vocab.o2i: raise unknown('class', label, vocab)
@@ -346,19 +368,22 @@ def _part(ds, part, rule, seed):
     "Indices of a part of `ds`: its first images, or an equal part of each class"
     n,c = len(ds),len(ds.y.unique())
     if part*n<c*(1-1e-9):
-        raise UserError(f'fraction is {part}: of {n} images that is fewer than one per class, so it must be at least {c}/{n}.')
+        raise UserError(f'fraction is {part}: of {n} images that is fewer than one per '
+            f'class, so it must be at least {c}/{n}.')
     return torch.arange(round(part*len(ds))) if rule=='first' else stratified(ds.y, part, seed)[0]
 
 def _splits(im, valid, fraction, holdout, rule, seed):
-    "Training, validation and perhaps test images, which of the source's images the training images are, and the rule in effect"
+    "Training, validation and perhaps test images, the indices of the training images in the source, and the rule"
     train,test = (ImageTensors(x.permute(0,3,1,2), y, im.vocab, i) for i,(x,y) in enumerate((im[:2], im[2:4])))
     res,idxs,both = [train,test],torch.arange(len(train)),rule=='first'
     if valid=='holdout':
         idxs,out = stratified(train.y, 1-holdout, seed)
         n = len(train)
-        if not len(out): raise UserError(f'holdout is {holdout}: of {n} training images that leaves none to validate on.')
+        if not len(out):
+            raise UserError(f'holdout is {holdout}: of {n} training images that leaves none to validate on.')
         if (1-holdout)*n<len(train.y.unique()):
-            raise UserError(f'holdout is {holdout}: of {n} training images that leaves fewer than one per class to train on.')
+            raise UserError(f'holdout is {holdout}: of {n} training images that leaves '
+                'fewer than one per class to train on.')
         res = [train.subset(idxs),train.subset(out, 1),test]
     if both and not im.ordered: rule,seed = 'stratified',42
     if fraction<1:
@@ -389,7 +414,8 @@ def _device(device):
         torch.empty(0, device=device) # is it there?
         return device
     except (RuntimeError, TypeError, ValueError, AssertionError):
-        raise UserError(f"device is {short(device)}: it must be a torch device that is available here, 'cpu' or 'cuda' say.") from None
+        raise UserError(f"device is {short(device)}: it must be a torch device that is "
+            "available here, 'cpu' or 'cuda' say.") from None
 
 # %% ../../nbs/12_data.loaders.ipynb #93bd6bab
 def cifar_dls(
@@ -409,7 +435,8 @@ def cifar_dls(
     weights=None, # to draw training images with, as in `image_weights` (per image: one for each of the source)
 )->CifarDataLoaders:
     "Images of a data set on the device, as `DataLoaders` for training and validation"
-    for what,v,known in (('set of validation images', valid, ['test','holdout']), ('rule', rule, ['stratified','first'])):
+    for what,v,known in (('set of validation images', valid, ['test','holdout']),
+        ('rule', rule, ['stratified','first'])):
         if not isinstance(v, str) or v not in known: raise unknown(what, v, known)
     fraction = check_range('fraction', fraction, 0, 1, above=True)
     holdout = check_range('holdout', holdout, 0, 1, above=True, below=True)
@@ -421,7 +448,8 @@ def cifar_dls(
     search_paths(root)
     im = cached_images(path) if path else dataset_images(ds, root)
     splits,idxs,done = _splits(im, valid, fraction, holdout, rule, seed)
-    if drop_last and bs>len(splits[0]): raise UserError(f'bs is {bs}: with drop_last, {len(splits[0])} training images make no batch.')
+    if drop_last and bs>len(splits[0]):
+        raise UserError(f'bs is {bs}: with drop_last, {len(splits[0])} training images make no batch.')
     stats,weights = ds.stats or channel_stats(splits[0].x),_train_weights(weights, idxs, len(im.train_y), splits[0])
     dls = [_dl(o, i, val_bs if i else bs, pad, flip, stats, seed, weights, drop_last) for i,o in enumerate(splits)]
     res = CifarDataLoaders(*dls, device=device)

@@ -34,7 +34,8 @@ def _why(e):
     if isinstance(e, UnidentifiedImageError): return 'unknown image format'
     return _shown(' '.join(str(e).split())) or type(e).__name__
 
-def _too_many(path): return UserError(f'{_shown(path)} has more than {_max_files:,} files: it is too large for a data set.')
+def _too_many(path):
+    return UserError(f'{_shown(path)} has more than {_max_files:,} files: it is too large for a data set.')
 
 # %% ../../nbs/10_data.sources.ipynb #a5fb5be2
 def _inside(
@@ -153,12 +154,14 @@ def files_in(
     else: yield from (_zip_members if path.suffix.lower()=='.zip' else _tar_members)(path)
 
 # %% ../../nbs/10_data.sources.ipynb #4ba411a5
-_array_parts = dict(ndarray=np.ndarray, dtype=np.dtype, _reconstruct=np.zeros(1).__reduce__()[0], _frombuffer=np.zeros(1).__reduce_ex__(5)[0])
+_array_parts = dict(ndarray=np.ndarray, dtype=np.dtype, _reconstruct=np.zeros(1).__reduce__()[0],
+    _frombuffer=np.zeros(1).__reduce_ex__(5)[0])
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if module.split('.')[0]=='numpy' and name in _array_parts: return _array_parts[name]
-        if (module,name)==('_codecs','encode'): return lambda s,_: s.encode('latin1') # Python 3's bytes in an old protocol
+        if (module,name)==('_codecs','encode'):
+            return lambda s,_: s.encode('latin1') # Python 3's bytes in an old protocol
         raise UserError(f'a pickle of images may hold numpy arrays only, and this one asks for {module}.{name}')
 
 # %% ../../nbs/10_data.sources.ipynb #d663d29b
@@ -184,7 +187,8 @@ Images = namedtuple('Images', 'train_x train_y test_x test_y vocab ordered diges
 # %% ../../nbs/10_data.sources.ipynb #ffc435e1
 def _check_labels(y, c, what='Labels'):
     "Refuse labels of other than `c` classes"
-    if len(y) and not 0<=y.min()<=y.max()<c: raise UserError(f'{what} go from {y.min()} to {y.max()}: of {c} classes they must be from 0 to {c-1}.')
+    if len(y) and not 0<=y.min()<=y.max()<c:
+        raise UserError(f'{what} go from {y.min()} to {y.max()}: of {c} classes they must be from 0 to {c-1}.')
 
 def _is_name(o):
     "Is `o` text that can be encoded?"
@@ -208,9 +212,11 @@ def check_images(
     _class_names(im.vocab, path)
     for x,y in (im[:2], im[2:4]):
         if x.dtype!=torch.uint8 or x.shape[1:]!=(32,32,3):
-            raise UserError(f'Images in {path} are {x.dtype} of shape {tuple(x.shape)}: they must be uint8 of (n,32,32,3).')
+            raise UserError(f'Images in {path} are {x.dtype} of shape {tuple(x.shape)}: '
+                'they must be uint8 of (n,32,32,3).')
         if y.dtype!=torch.int64 or y.shape!=x.shape[:1] or not len(y):
-            raise UserError(f'Labels in {path} are {y.dtype} of shape {tuple(y.shape)}: there must be one integer per image.')
+            raise UserError(f'Labels in {path} are {y.dtype} of shape {tuple(y.shape)}: '
+                'there must be one integer per image.')
         _check_labels(y, len(im.vocab), f'Labels in {path}')
     return im
 
@@ -230,7 +236,8 @@ def _python_batch(name, data):
 
 def _binary_batch(name, data):
     n_labels = 1 if 'batch' in name else 2
-    if len(data)%(3072+n_labels): raise UserError(f'{name} is damaged: {len(data)} bytes are not a whole number of images.')
+    if len(data)%(3072+n_labels):
+        raise UserError(f'{name} is damaged: {len(data)} bytes are not a whole number of images.')
     d = np.frombuffer(data, np.uint8).reshape(-1, 3072+n_labels)
     return d[:,n_labels:], d[:,n_labels-1]
 
@@ -243,8 +250,10 @@ def _join(
     return torch.from_numpy(x.reshape(-1,3,32,32).transpose(0,2,3,1).copy()), torch.from_numpy(y.astype(np.int64))
 
 def _read_batches(files, path, vocab, load):
-    parts = [f'data_batch_{i}' for i in range(1,6)] + ['test_batch'] if any('_batch' in o for o in files) else ['train','test']
-    if missing := [o for o in parts if o not in files]: raise UserError(f"{_shown(path)} lacks {', '.join(missing)}: get the whole data set again.")
+    is_cifar10 = any('_batch' in o for o in files)
+    parts = [*(f'data_batch_{i}' for i in range(1,6)), 'test_batch'] if is_cifar10 else ['train', 'test']
+    if missing := [o for o in parts if o not in files]:
+        raise UserError(f"{_shown(path)} lacks {', '.join(missing)}: get the whole data set again.")
     batches = [load(o, files[o]()) for o in parts]
     for o,(x,y) in zip(parts, batches):
         if x.dtype!=np.uint8 or x.shape!=(len(y),3072) or not len(y):
@@ -260,7 +269,8 @@ def _read_python(files, path):
     name = first(o for o in files if 'meta' in o)
     d = unpickle_arrays(files[name](), name) if name else {}
     what = f'{name} in {_shown(path)}'
-    if not isinstance(d, dict): raise UserError(f'{what} has no valid class names: it must be a dict with label_names or fine_label_names.')
+    if not isinstance(d, dict):
+        raise UserError(f'{what} has no valid class names: it must be a dict with label_names or fine_label_names.')
     names = [_class_names(d[k], what) for k in ('label_names','fine_label_names') if k in d]
     return _read_batches(files, path, first(names), _python_batch)
 
@@ -268,7 +278,8 @@ def _read_binary(files, path):
     name = first(k for k in files if 'meta' in k or 'names' in k)
     what = f'{name} in {_shown(path)}'
     try: lines = files[name]().decode().splitlines() if name else []
-    except UnicodeDecodeError: raise UserError(f'{what} has no valid class names: they must be in UTF-8, one per line.') from None
+    except UnicodeDecodeError as e:
+        raise UserError(f'{what} has no valid class names: they must be in UTF-8, one per line.') from e
     names = [o.strip() for o in lines if o.strip()]
     return _read_batches(files, path, _class_names(names, what) if names else None, _binary_batch)
 
@@ -283,7 +294,8 @@ def _uint8(
     if a.dtype.kind not in 'iuf': raise ValueError(f'pixels of type {a.dtype}')
     v = (a*255).round() if a.dtype.kind=='f' else a
     if a.size and not 0<=v.min()<=v.max()<=255:
-        raise ValueError(f"{a.dtype} pixels from {a.min():.6g} to {a.max():.6g}: they must be in {'[0, 1]' if a.dtype.kind=='f' else '[0, 255]'}")
+        raise ValueError(f"{a.dtype} pixels from {a.min():.6g} to {a.max():.6g}: they must be in "
+            f"{'[0, 1]' if a.dtype.kind=='f' else '[0, 255]'}")
     return v.astype(np.uint8)
 
 def _rgb32(
@@ -292,7 +304,8 @@ def _rgb32(
     "Any image as CIFAR would hold it"
     if im.mode in ('I','F') or im.mode.startswith('I;'):
         a = np.asarray(im)
-        if im.mode=='I' and getattr(im, 'format', None) in ('PNG','PPM'): a = a.astype(np.uint16) # 16 bits, as these are read
+        if im.mode=='I' and getattr(im, 'format', None) in ('PNG','PPM'):
+            a = a.astype(np.uint16) # 16 bits, as these are read
         im = Image.fromarray(_uint8(a))
     if im.mode in ('LA','PA','RGBA') or 'transparency' in im.info:
         im = im.convert('RGBA')
@@ -314,7 +327,8 @@ def _open_image(
 
 def _decode(name, data, path):
     try: return _rgb32(_open_image(io.BytesIO(data)))
-    except Exception as e: raise UserError(f'{_shown(name)} in {_shown(path)} is not a readable image ({_why(e)}): fix or remove it.') from e
+    except Exception as e:
+        raise UserError(f'{_shown(name)} in {_shown(path)} is not a readable image ({_why(e)}): remove it.') from e
 
 # %% ../../nbs/10_data.sources.ipynb #da955553
 _image_file = re.compile(r'(?:^|/)(train|test)/(?:.+/)?([^/]+)/[^/]+$', re.S)
@@ -326,20 +340,24 @@ def _read_image_files(files, path):
         split,label = _image_file.search(name).groups()
         found[split].append((_decode(name, read(), path), label))
     if empty := [k for k,v in found.items() if not v]:
-        raise UserError(f'{_shown(path)} has no images in {empty[0]}/<class>/: there must be a train and a test folder, and in each a folder a class.')
+        raise UserError(f'{_shown(path)} has no images in {empty[0]}/<class>/: there must be a train and a test '
+            'folder, and in each a folder a class.')
     train,test = ({o for _,o in v} for v in found.values())
     if bad := [o for o in train|test if not _is_name(o)]:
         raise UserError(f'{_shown(path)} has a class folder {_shown(min(bad))}: its name must be UTF-8.')
     vocab = sorted(train)
     if new := test-train:
-        raise UserError(f"{_shown(path)} has test images of {_shown(', '.join(sorted(new)))} and no training images of it.")
+        raise UserError(f"{_shown(path)} has test images of "
+            f"{_shown(', '.join(sorted(new)))} and no training images of it.")
     idx = {o:i for i,o in enumerate(vocab)}
     res = [(torch.from_numpy(np.stack([o for o,_ in v])), tensor([idx[o] for _,o in v])) for v in found.values()]
     return Images(*res[0], *res[1], vocab)
 
 # %% ../../nbs/10_data.sources.ipynb #7685beb9
 def _named(pattern): return lambda name: re.fullmatch(pattern, name.split('/')[-1])
-def _is_image(name): return _image_file.search(name) and Path(name).suffix.lower() in image_extensions and not re.search(r'(^|/)\.[^/.]', name)
+def _is_image(name):
+    hidden = re.search(r'(^|/)\.[^/.]', name)
+    return _image_file.search(name) and Path(name).suffix.lower() in image_extensions and not hidden
 
 _layouts = [ # which files belong to it, and what reads them
     (_named(r'data_batch_[1-5]|test_batch|batches\.meta'), _read_python),
@@ -357,11 +375,13 @@ def _layout_files(path):
         if i is None: continue
         is_image = _layouts[i][1] is _read_image_files
         key = name if is_image else name.split('/')[-1].removesuffix('.bin')
-        if key in found[i] and not is_image: raise UserError(f'{_shown(path)} holds {key} twice: give the folder of one copy.')
+        if key in found[i] and not is_image:
+            raise UserError(f'{_shown(path)} holds {key} twice: give the folder of one copy.')
         found[i][key] = read if is_dir else partial(noop, read())
     i = max(range_of(found), key=lambda i: len(found[i]))
-    if not found[i]: raise UserError(f'{_shown(path)} holds neither batches of CIFAR nor class folders with images: '
-        'train/<class>/* and test/<class>/* would be right.')
+    if not found[i]:
+        raise UserError(f'{_shown(path)} holds neither batches of CIFAR nor class folders with images: train/<class>/* '
+            'and test/<class>/* would be right.')
     return _layouts[i][1],found[i]
 
 def read_images(
@@ -370,7 +390,8 @@ def read_images(
     "Both splits of the data set at `path`"
     try: read,files = _layout_files(path)
     except UserError: raise
-    except Exception as e: raise UserError(f'{_shown(path)} is damaged, incomplete or not an archive ({_why(e)}): get it again.') from e
+    except Exception as e:
+        raise UserError(f'{_shown(path)} is damaged, incomplete or not an archive ({_why(e)}): get it again.') from e
     return check_images(read(files, path), path)
 
 # %% ../../nbs/10_data.sources.ipynb #0d40cd53
@@ -444,7 +465,9 @@ def _append(r, part, have, total):
             for o in progress_bar(iter(lambda: r.read(1<<20), b''), total=max(1, -(-(total-have)>>20))): f.write(o)
         except (OSError, HTTPException) as e: why = e
     got = part.stat().st_size
-    if got<total: raise UserError(f'The download of {r.url} stopped after {got:,} of {total:,} bytes ({why}): run it again and it goes on from there.')
+    if got<total:
+        raise UserError(f'The download of {r.url} stopped after {got:,} of {total:,} bytes ({why}): run '
+            'it again and it goes on from there.')
 
 def _receive(url, part):
     "Fetch what `part` lacks of `url`"
@@ -478,5 +501,6 @@ def download_archive(
     _receive(url, part)
     if (h := _sha256(part))!=sha256:
         part.unlink()
-        raise UserError(f'What came from {url} is not the data set: its SHA-256 is {h}, not {sha256}. It was deleted; run it again.')
+        raise UserError(f'What came from {url} is not the data set: its SHA-256 is {h}, not '
+            f'{sha256}. It was deleted; run it again.')
     return part.replace(dest)

@@ -19,11 +19,13 @@ from ..core import *
 from ..rng import *
 from ..loop import *
 from ..serialize import *
+from ..trick import *
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #55eb0d34
 def _recorder_state(r):
     losses = torch.stack([o.detach().cpu() for o in r.losses]) if r.losses else torch.empty(0)
-    return dict(lrs=torch.tensor(r.lrs, dtype=torch.float64), losses=losses, iters=list(r.iters), values=list(map(list, r.values)),
+    return dict(lrs=torch.tensor(r.lrs, dtype=torch.float64), losses=losses, iters=list(r.iters),
+        values=list(map(list, r.values)),
         smooth=(r.smooth_loss.val, r.smooth_loss.count))
 
 def _set_recorder(r, sd):
@@ -36,11 +38,12 @@ def _set_sums(r, sums):
     for m,sd in zip(r._train_mets, sums): vars(m).update(sd)
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #f056140f
-_derived = TrainEvalCallback,Recorder,CastToTensor,ProgressCallback,MixedPrecision,ParamScheduler,MixHandler # saved otherwise, or without state
+# saved otherwise, or without state
+_derived = TrainEvalCallback,Recorder,CastToTensor,ProgressCallback,MixedPrecision,ParamScheduler,MixHandler
 
 def _own_state(learn):
     "Callbacks with a `state_dict`, by name"
-    return {repr(cb):cb for cb in learn.cbs.sorted('order') if hasattr(type(cb), 'state_dict')}
+    return callback_names([cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')])
 
 def _others(learn):
     "The other callbacks with state, by class and number"
@@ -62,7 +65,8 @@ def _attributes(cb):
     "Attributes of `cb` that are state: saved ones, and names of those that cannot be saved"
     classes = [c for c in type(cb).__mro__ if c not in Callback.__mro__]
     args = {p for c in classes for p in inspect.signature(c.__init__).parameters}
-    d = {k:v for k,v in vars(cb).items() if k not in args and k not in ('learn', 'run') and not callable(v) and not isinstance(v, Path)}
+    d = {k:v for k,v in vars(cb).items() if k not in args and k not in ('learn', 'run') and not callable(v)
+        and not isinstance(v, Path)}
     return {k:v for k,v in d.items() if _savable(v)},[k for k,v in d.items() if not _savable(v)]
 
 def _begun(learn):
@@ -98,8 +102,10 @@ def learner_state(
     if not any(g is not None and g.any() for g in grads): grads = None
     own = {k:cb.state_dict() for k,cb in _own_state(learn).items()}
     others = {k:sd for k,cb in _others(learn).items() if (sd := _other_state(cb, (begun or {}).get(k, {})))}
-    where = dict(epoch=ifnone(epoch, learn.epoch+1), train_iter=learn.train_iter, random=learner_random(learn), recorder=_recorder_state(learn.recorder))
-    weights = dict(model=learn.model.state_dict(), opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(), grads=grads)
+    where = dict(epoch=ifnone(epoch, learn.epoch+1), train_iter=learn.train_iter, random=learner_random(learn),
+        recorder=_recorder_state(learn.recorder))
+    weights = dict(model=learn.model.state_dict(), opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
+        grads=grads)
     return where | weights | dict(tricks=own, others=others)
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #9be86f97
@@ -125,7 +131,7 @@ def load_learner_state(
     own,others = _own_state(learn),_others(learn)
     _differs('tricks', sd['tricks'], own)
     try: learn.model.load_state_dict(sd['model'])
-    except RuntimeError: raise UserError('The checkpoint holds the weights of another network than this Learner has.') from None
+    except RuntimeError as e: raise UserError('The checkpoint holds the weights of another network.') from e
     learn.opt.load_state_dict(sd['opt'])
     _check_opt(learn.opt)
     if sd['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(sd['scaler'])
@@ -149,31 +155,50 @@ def fit_facts(learn)->dict:
     schedule = dict(lr=[[float(h['lr']) for h in learn.opt.hypers]])
     for cb in learn.cbs:
         if isinstance(cb, ParamScheduler): schedule.update(_sampled(cb, learn.n_epoch))
-    return dict(fit=training_run(learn).number, epochs=learn.n_epoch, schedule=schedule)
+    return dict(fit=training_run(learn).number, epochs=learn.n_epoch, schedule=schedule, settings=_settings(learn))
+
+# %% ../../nbs/63_runs.checkpoint.ipynb #eced86dd
+def _settings(learn):
+    "The settings of callbacks with state: name -> parameter -> value, where that is plain"
+    def plain(v):
+        return all(map(plain, v)) if isinstance(v, (tuple, list)) else v is None or isinstance(v,
+            (bool, int, float, str))
+    def of(cb):
+        return {k:repr(vars(cb)[k]) for k in inspect.signature(type(cb)).parameters if k in vars(cb)
+            and plain(vars(cb)[k])}
+    return {k:of(cb) for k,cb in _own_state(learn).items()}
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #4ba76058
 def _described(k, v):
+    if k=='settings': return ', '.join(f'{p}={v}' for d in v.values() for p,v in d.items())
     if k!='schedule': return f'{k} {v}'
-    return ', '.join(f'{n} from {s[0][-1]:.3g} to {s[-1][-1]:.3g} (at most {max(max(o) for o in s):.3g})' for n,s in v.items())
+    return ', '.join(f'{n} from {s[0][-1]:.3g} to {s[-1][-1]:.3g} (at most {max(max(o) for o in s):.3g})'
+        for n,s in v.items())
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #5370755c
 def _check_fit(file, sd, here):
     "Refuse the checkpoint of another fit"
-    diff = [k for k in here if here[k]!=sd['facts'][k]]
+    facts = sd['facts'] | dict(settings=_common(sd['facts']['settings'], here['settings']))
+    here = here | dict(settings=_common(here['settings'], sd['facts']['settings']))
+    diff = [k for k in here if here[k]!=facts[k]]
     if not diff: return
-    there,now = (', '.join(_described(k, o[k]) for k in diff) for o in (sd['facts'], here))
+    there,now = (', '.join(_described(k, o[k]) for k in diff) for o in (facts, here))
     raise UserError(f'{file} is the checkpoint of another fit ({there} there; {now} here): '
         'run the same fit to resume it, or use another path.')
+
+def _common(a, b):
+    "The settings of `a` that `b` has too, with another value: a parameter that was added or renamed is no difference"
+    return {k:{p:v for p,v in d.items() if p in b.get(k, {}) and b[k][p]!=v} for k,d in a.items() if k in b}
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #eabb62e6
 class Checkpoint(ManagedCallback):
     "Saves everything after every epoch, and resumes from it"
-    order,skip_trial = 90,True
+    order,skip_trial = step_order.checkpoint,True
     def __init__(self,
         path, # file; ends in .safetensors
         resume:bool=False, # resume from the file if it exists?
         every:int=1, # epochs between two checkpoints; the last epoch is always saved
-        signals:bool=False, # on SIGTERM or Ctrl-C, save after the batch and end the fit? `signal` then tells which it was
+        signals:bool=False, # on SIGTERM or Ctrl-C, save after the batch and end the fit? Its number is then in `signal`
     ):
         every = check_range('every', every, 1, 10**6, whole=True)
         store_attr()
@@ -215,7 +240,8 @@ def file(self:Checkpoint)->Path:
 
 @patch
 def _save(self:Checkpoint, **mid):
-    save_tree(self.file, learner_state(self.learn, self.epochs, self.begun) | dict(facts=self.facts, finished=self.done) | mid)
+    save_tree(self.file, learner_state(self.learn, self.epochs, self.begun)
+        | dict(facts=self.facts, finished=self.done) | mid)
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #ed3a9800
 @patch
@@ -241,7 +267,8 @@ def _whole(file):
     try: yield
     except (UserError, torch.OutOfMemoryError): raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, AssertionError) as e:
-        raise UserError(f'{file} does not hold the state of this fit, or is damaged: remove it, or use another path.') from e
+        damaged = f'{file} does not hold the state of this fit, or is damaged: remove it, or use another path.'
+        raise UserError(damaged) from e
 
 @patch
 def _skip_trained(self:Checkpoint):
@@ -272,7 +299,9 @@ def _warn_of(self:Checkpoint, saved):
     late = [k for k in saved if k in here and here[k].order>self.order and hasattr(here[k], 'before_fit')]
     names = [k for k,cb in here.items() if _inexact(cb)] + [k for k in saved if k not in here] + late
     names = ', '.join(dict.fromkeys(k.split()[0] for k in names))
-    if names: warnings.warn(f'{names} cannot be resumed exactly: the checkpoint does not hold all of its state.', stacklevel=2)
+    if names:
+        warnings.warn(f'{names} cannot be resumed exactly: the checkpoint does not hold all of its state.',
+            stacklevel=2)
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #6411b120
 @patch
@@ -282,4 +311,5 @@ def _listen(self:Checkpoint):
         self.signal = self.signal or signal.Signals(number)
         for s,f in self.old.items(): signal.signal(s, f)
     if threading.current_thread() is not threading.main_thread(): return
-    self.old = {s:signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is not signal.SIG_IGN}
+    self.old = {s:signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)
+        if signal.getsignal(s) is not signal.SIG_IGN}

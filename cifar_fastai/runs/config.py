@@ -50,7 +50,8 @@ def _as_call(o):
     "The `Call` of a syntax tree"
     if isinstance(o, ast.Name): return Call(o.id, [], {})
     names = [k.arg for k in getattr(o, 'keywords', ())]
-    valid = isinstance(o, ast.Call) and isinstance(o.func, ast.Name) and None not in names and len(set(names))==len(names)
+    valid = isinstance(o, ast.Call) and isinstance(o.func,
+        ast.Name) and None not in names and len(set(names))==len(names)
     if not valid: raise SyntaxError
     return Call(o.func.id, [_literal(a) for a in o.args], {k.arg:_literal(k.value) for k in o.keywords})
 
@@ -74,7 +75,7 @@ def parse_calls(
 
 # %% ../../nbs/61_runs.config.ipynb #96a8bb09
 @cache
-def registry_table()->dict: # kind -> name -> dict with `doc` and `params`; kinds are trick, optimizer, schedule, loss, init and backbone
+def registry_table()->dict: # kind, such as trick or optimizer -> name -> dict with `doc` and `params`
     "The registered names, with their parameters and defaults"
     return json.loads(package_file('registry.json').read_text(encoding='utf-8'))
 
@@ -86,7 +87,8 @@ def _checked(name, k, v, default):
     if isinstance(default, bool): return check_bool(f'{name}: {k}', v)
     if isinstance(default, (int, float)) and not isinstance(v, (tuple, list)):
         return type(default)(check_range(f'{name}: {k}', v, -2**63, 2**63, whole=isinstance(default, int)))
-    if isinstance(default, str) and not isinstance(v, str): raise UserError(f'{name}: {k} is {short(v)}: it must be a string.')
+    if isinstance(default, str) and not isinstance(v, str):
+        raise UserError(f'{name}: {k} is {short(v)}: it must be a string.')
     return v
 
 def resolve_call(
@@ -100,7 +102,8 @@ def resolve_call(
     names = [k for k in params if k!='*']
     given = dict(zip(names, call.args)) if '*' not in params else {}
     if unnamed := call.args[len(given):]:
-        if '*' not in params: raise UserError(f'{call.name} takes at most {len(names)} arguments, and {len(call.args)} were given.')
+        if '*' not in params:
+            raise UserError(f'{call.name} takes at most {len(names)} arguments, and {len(call.args)} were given.')
     for k,v in call.kwargs.items():
         if k not in names: raise unknown(f'parameter of {call.name}', k, names)
         if k in given: raise UserError(f'{call.name} has {k} twice: keep one of them.')
@@ -127,7 +130,8 @@ def check_setting(
     if v is None and default is None: return
     if name in limits: return check_range(name, v, **limits[name])
     if isinstance(default, bool): check_bool(name, v)
-    if isinstance(default, str) and not isinstance(v, str): raise UserError(f'{name} is {short(v)}: it must be a string.')
+    if isinstance(default, str) and not isinstance(v, str):
+        raise UserError(f'{name} is {short(v)}: it must be a string.')
     if isinstance(v, str): _check_text(name, v, default)
 
 def _check_text(name, v, default):
@@ -149,13 +153,13 @@ class RunConfig:
     lr:float=None # highest learning rate (default: 0.1 for sgd, nesterov and lars, 0.001 for the others)
     tricks:list=field(default_factory=list) # training tricks as calls, such as "Cutout(8) MixUp(0.2) SAM()"
     optimizer:str='sgd' # optimizer as a call, such as "sgd(momentum=0.8)"
-    schedule:str='multistep' # fit policy as a call, such as "multistep(milestones=(60,120,160), gamma=0.2)", or onecycle
+    schedule:str='multistep' # fit policy as a call: "multistep(milestones=(60,120,160), gamma=0.2)", onecycle
     wd:float=5e-4 # weight decay
     wd_bn_bias:bool=True # does weight decay apply to norms and biases?
     loss:str='CrossEntropy' # loss as a call
     init:str=None # initial weights by name, such as kaiming_normal (default: those of the backbone's paper)
     fraction:float=1. # fraction of the training images to train on, stratified by class
-    subset:str='seed' # images that a fraction selects: by the run's "seed", "fixed" for all seeds, or the "first" of each split
+    subset:str='seed' # images of a fraction: by the run's "seed", "fixed" for all seeds, or the "first" of each split
     drop_last:bool=False # drop the last training batch if it is incomplete?
     precision:str='fp32' # fp32, or mixed precision: bf16 or fp16
     seed:int=666 # of all random numbers
@@ -177,13 +181,15 @@ def _check_types(self:RunConfig):
     for f in fields(self):
         v = getattr(self, f.name)
         optional = f.default is None
-        if f.name!='tricks' and not (optional and v is None): check_setting(f.name, v, '' if optional and f.type is str else f.default)
+        if f.name!='tricks' and not (optional and v is None):
+            check_setting(f.name, v, '' if optional and f.type is str else f.default)
         if f.name in _choices and v not in _choices[f.name]: raise unknown(f.name, v, _choices[f.name])
 
 def _as_list(v):
     "Tricks as a list of resolved calls, sorted: each has its place in the training step, whatever their order here"
     if isinstance(v, (tuple, list)) and all(isinstance(o, str) for o in v): v = ' '.join(v)
-    if not isinstance(v, str): raise UserError(f'tricks is {short(v)}: it must be a list of calls, such as ["Cutout(8)", "SAM()"].')
+    if not isinstance(v, str):
+        raise UserError(f'tricks is {short(v)}: it must be a list of calls, such as ["Cutout(8)", "SAM()"].')
     if v: _check_text('tricks', v, '')
     return sorted(str(resolve_call('trick', o)) for o in parse_calls(v))
 
@@ -255,7 +261,8 @@ def _config_text(path):
     "The text of a regular file of at most 1 MB"
     check_setting('config', str(path), 'config')
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode): raise UserError(f'{path} is not a regular file: settings must be in one.')
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f'{path} is not a regular file: settings must be in one.')
         with open(path, encoding='utf-8') as f: text = f.read(2**20+1)
     except OSError as e: raise UserError(f'{path} cannot be read ({e.strerror}).') from None
     except UnicodeError: raise UserError(f'{path} is not YAML: it is not UTF-8 text.') from None
@@ -263,8 +270,9 @@ def _config_text(path):
     return text
 
 def _check_flat(path, text):
-    "Refuse YAML that is not one mapping of names to plain values or lists of them, at the first event that does not fit"
-    events = (e for e in yaml.parse(text, Loader=yaml.SafeLoader) if isinstance(e, (yaml.NodeEvent, yaml.CollectionEndEvent)))
+    "Refuse YAML that is not a mapping of names to plain values or lists of them"
+    events = (e for e in yaml.parse(text, Loader=yaml.SafeLoader)
+        if isinstance(e, (yaml.NodeEvent, yaml.CollectionEndEvent)))
     if not isinstance(next(events, None), yaml.MappingStartEvent):
         raise UserError(f'{path} has no settings: write one setting per line, such as "bs: 64".')
     names,key = set(),True

@@ -20,6 +20,7 @@ from ..data.sources import *
 from ..data.datasets import *
 from ..data.loaders import *
 from ..learner import *
+from .folder import *
 from .train import *
 from ..studies.experiments import *
 from ..studies.report import *
@@ -29,7 +30,8 @@ def _same_data(run, dls):
     "`dls`, if their source is the run's and they are split alike"
     data = run.environment['data']
     if (dls.source_digest,dls.split)!=(data['source'],data['split']):
-        raise UserError(f"The data here that are {run.config['dataset']} are not those that {run.folder} was made with: give the root where those are.")
+        raise UserError(f"The data here that are {run.config['dataset']} are not those that {run.folder} was made "
+            "with: give the root where those are.")
     return dls
 
 def _normalization(dls):
@@ -38,22 +40,15 @@ def _normalization(dls):
     return [[float(x) for x in o] for o in (t.mean, t.std)]
 
 # %% ../../nbs/75_runs.export.ipynb #5a57b1f9
-_kept = dict(best='best.safetensors', last='last.safetensors')
-
-def _run_weights(run, weights):
-    "Name -> tensor"
-    if weights not in _kept: raise unknown('kind of weights', weights, _kept)
-    path = run.folder/_kept[weights]
-    if not os.path.lexists(path): raise UserError(f'{path} is missing: there are no weights to take from {run.folder}.')
-    return {k:v.clone().contiguous() for k,v in load_weights(path).items()}
-
 def _run_facts(run, weights, dls):
     "What `config.json` holds; a path of data is cut to its name"
     if not run.log: raise UserError(f'{run.folder} has no epoch yet: train it first.')
     row = run.best if weights=='best' else run.log[-1]
-    figures = {k:row[k] for k in ('epoch', 'accuracy', 'top5', 'valid_loss') if k in row} | dict(last_accuracy=run.accuracy, best_accuracy=run.best_accuracy)
+    figures = {k:row[k] for k in ('epoch', 'accuracy', 'top5', 'valid_loss')
+        if k in row} | dict(last_accuracy=run.accuracy, best_accuracy=run.best_accuracy)
     mean,std = _normalization(dls)
-    return dict(format='cifar_fastai run', weights=weights, vocab=list(map(str, dls.vocab)), mean=mean, std=std, figures=figures,
+    return dict(format='cifar_fastai run', weights=weights, vocab=list(map(str, dls.vocab)), mean=mean, std=std,
+        figures=figures,
         config=run.config | dict(dataset=Path(run.config['dataset']).name), environment=run.environment)
 
 # %% ../../nbs/75_runs.export.ipynb #e0591284
@@ -62,18 +57,23 @@ _hub_data = dict(cifar10='uoft-cs/cifar10', cifar100='uoft-cs/cifar100')
 def _hub_header(facts):
     "What the Hub reads of a card"
     data,f = facts['config']['dataset'],facts['figures']
-    tags = dict(library_name='cifar_fastai', pipeline_tag='image-classification', tags=['cifar_fastai', 'image-classification'], metrics=['accuracy'])
+    tags = dict(library_name='cifar_fastai', pipeline_tag='image-classification',
+        tags=['cifar_fastai', 'image-classification'], metrics=['accuracy'])
     whole = facts['environment']['data']['test_images']==10_000 and data in _hub_data
-    result = dict(task=dict(type='image-classification'), dataset=dict(type=_hub_data[data] if whole else data, name=data),
-        metrics=[dict(type='accuracy', value=round(f['accuracy'], 4), name=f"accuracy, {facts['weights']} epoch, seed {facts['config']['seed']}")])
-    return tags | (dict(datasets=[_hub_data[data]]) if whole else {}) | {'model-index':[dict(name=facts['config']['model'], results=[result])]}
+    result = dict(task=dict(type='image-classification'),
+        dataset=dict(type=_hub_data[data] if whole else data, name=data),
+        metrics=[dict(type='accuracy', value=round(f['accuracy'], 4), name=f"accuracy, {facts['weights']} "
+            f"epoch, seed {facts['config']['seed']}")])
+    return tags | (dict(datasets=[_hub_data[data]]) if whole
+        else {}) | {'model-index':[dict(name=facts['config']['model'], results=[result])]}
 
 # %% ../../nbs/75_runs.export.ipynb #e6bcb9e1
 def _origin(run):
     "The published row that a run was derived from, and what it changes"
     if run.row is None: return 'Its configuration is not one of the published rows.'
     k = run_group(run)
-    return f'It is the published row {run.row}.' if not k.changes else f'It was derived from the published row {run.row}, and is not that row: {k.title}.'
+    if not k.changes: return f'It is the published row {run.row}.'
+    return f'It was derived from the published row {run.row}, and is not that row: {k.title}.'
 
 def _figures(facts, epochs):
     f,w = facts['figures'],facts['weights']
@@ -91,7 +91,8 @@ learn = load_run('path/to/this/folder')
 learn.predict('image.png') # class, its number, probabilities
 ```
 
-From the Hub: `load_run(huggingface_hub.snapshot_download('user/name'))`. Images of any size are brought to 32x32. No pickle is read.'''
+From the Hub: `load_run(huggingface_hub.snapshot_download('user/name'))`. Images of any size are resized to 32x32.
+No pickle is read.'''
 
 def _card(run, facts):
     "The text of README.md"
@@ -100,8 +101,10 @@ def _card(run, facts):
     cfg = write_config({k:v for k,v in facts['config'].items() if v!=defaults.get(k) or k in ('epochs', 'seed', 'lr')})
     classes = ', '.join(facts['vocab'][:20]) + (', ...' if len(facts['vocab'])>20 else '')
     parts = ['---\n' + yaml.safe_dump(_hub_header(facts), sort_keys=False) + '---', f'# {title}',
-        f"A {len(facts['vocab'])}-class image classifier for 32x32 images, trained with cifar_fastai. {_origin(run)}", '## Figures', _figures(facts, run.epochs),
-        run_caption([run]), '## Use', _usage, f'Classes: {classes}.', '## Configuration', f'Settings that are not the defaults:\n\n```yaml\n{cfg}```']
+        f"A {len(facts['vocab'])}-class image classifier for 32x32 images, trained with cifar_fastai. {_origin(run)}",
+        '## Figures', _figures(facts, run.epochs),
+        run_caption([run]), '## Use', _usage, f'Classes: {classes}.', '## Configuration',
+        f'Settings that are not the defaults:\n\n```yaml\n{cfg}```']
     return '\n\n'.join(parts) + '\n'
 
 # %% ../../nbs/75_runs.export.ipynb #911eef5d
@@ -124,28 +127,34 @@ def export_run(
     run = read_run(folder)
     out = Path(out or run.folder/'export')
     _check_out(out)
-    sd = _run_weights(run, weights)
+    sd = RunFolder(folder).weights(weights)
     with no_random(): dls = RunPlan(run_config(run.config), root).learner().dls
     facts = _run_facts(run, weights, _same_data(run, dls))
-    save_files(out, dict(zip(_parts, (to_safetensors(sd, metadata=dict(format='pt')), _card(run, facts), json.dumps(facts, indent=1)+'\n'))))
+    save_files(out, dict(zip(_parts,
+        (to_safetensors(sd, metadata=dict(format='pt')), _card(run, facts), json.dumps(facts, indent=1)+'\n'))))
     return out
 
 # %% ../../nbs/75_runs.export.ipynb #18503f18
 def _export_facts(path):
     "The checked `config.json` of an exported folder"
-    if not os.path.lexists(path/'config.json'): raise UserError(f'{path} is neither a run nor an exported one: it holds no config.yaml and no config.json.')
+    if not os.path.lexists(path/'config.json'):
+        raise UserError(f'{path} is neither a run nor an exported one: it holds no config.yaml and no config.json.')
     facts = read_json(path/'config.json')
     try:
         assert facts['format']=='cifar_fastai run' and isinstance(facts['config']['model'], str)
         assert isinstance(facts['vocab'], list) and facts['vocab'] and all(isinstance(o, str) for o in facts['vocab'])
-        assert all(len(facts[k])==3 and all(isinstance(x, float) and abs(x)<1e6 for x in facts[k]) for k in ('mean', 'std')) and min(facts['std'])>1e-6
-    except (AssertionError, KeyError, TypeError): raise UserError(f'{path}/config.json is not that of an exported run.') from None
+        assert all(len(facts[k])==3 and all(isinstance(x, float) and abs(x)<1e6 for x in facts[k])
+            for k in ('mean', 'std')) and min(facts['std'])>1e-6
+    except (AssertionError, KeyError, TypeError):
+        raise UserError(f'{path}/config.json is not that of an exported run.') from None
     return facts
 
 def _no_images(facts):
     "`DataLoaders` without an image"
-    ds = [ImageTensors(torch.empty(0,3,32,32, dtype=torch.uint8), torch.empty(0, dtype=torch.long), facts['vocab'], i) for i in range(2)]
-    dls = [TensorDL(o, shuffle=i==0, after_batch=[NormalizeImages(facts['mean'], facts['std'])]) for i,o in enumerate(ds)]
+    ds = [ImageTensors(torch.empty(0,3,32,32, dtype=torch.uint8), torch.empty(0, dtype=torch.long), facts['vocab'], i)
+        for i in range(2)]
+    dls = [TensorDL(o, shuffle=i==0, after_batch=[NormalizeImages(facts['mean'], facts['std'])])
+        for i,o in enumerate(ds)]
     return CifarDataLoaders(*dls, device=default_device())
 
 # %% ../../nbs/75_runs.export.ipynb #28c84426
@@ -163,19 +172,20 @@ def load_run(
     path = Path(path)
     if os.path.lexists(path/'config.yaml'):
         run = read_run(path)
-        sd = _run_weights(run, weights)
+        sd = RunFolder(path).weights(weights)
         with no_random(): learn = RunPlan(run_config(run.config), root).learner()
         _same_data(run, learn.dls)
         return _with_weights(learn, sd, path)
     facts = _export_facts(path)
     if not os.path.lexists(path/'model.safetensors'): raise UserError(f'{path}/model.safetensors is missing.')
-    return _with_weights(cifar_learner(facts['config']['model'], _no_images(facts)), load_weights(path/'model.safetensors'), path)
+    return _with_weights(cifar_learner(facts['config']['model'], _no_images(facts)),
+        load_weights(path/'model.safetensors'), path)
 
 # %% ../../nbs/75_runs.export.ipynb #15451335
 def _hub():
     "The client of the Hub"
     try: from huggingface_hub import HfApi
-    except ImportError: raise UserError('Pushing needs the package huggingface_hub: pip install huggingface_hub.') from None
+    except ImportError as e: raise UserError('Pushing needs huggingface_hub: pip install huggingface_hub.') from e
     return HfApi()
 
 @contextmanager
@@ -201,6 +211,9 @@ def push_run(
     with _exported(path, weights, root) as folder:
         try:
             url = api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message='Upload with cifar_fastai', allow_patterns=list(_parts))
-        except Exception as e: raise UserError(f"The Hub did not take {repo_id}: {str(e).splitlines()[0].rstrip('.') if str(e) else type(e).__name__}.") from e
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message='Upload with cifar_fastai',
+                allow_patterns=list(_parts))
+        except Exception as e:
+            raise UserError(f"The Hub did not take {repo_id}: "
+                f"{str(e).splitlines()[0].rstrip('.') if str(e) else type(e).__name__}.") from e
     return str(url)

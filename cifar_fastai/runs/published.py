@@ -16,7 +16,7 @@ from .config import *
 @dataclass
 class PublishedFlags:
     "The flags of the published commands that are not fields of `RunConfig`"
-    optims:str=None # sgd, nesterov, adam, adamw, adabound, adaboundw, lars or lion; sam and asam are SGD with that trick
+    optims:str=None # sgd, nesterov, adam, adamw, adabound, adaboundw, lars, lion; sam or asam: SGD with that trick
     momentum:float=None # momentum of sgd and nesterov (0.9)
     nesterov:bool=None # Nesterov momentum?
     weight_decay:float=None # weight decay (5e-4)
@@ -60,15 +60,19 @@ class PublishedTricks(PublishedFlags):
     asam_eta:float=None # added to the absolute value of a weight (0.01)
 
 # %% ../../nbs/62_runs.published.ipynb #ab453362
-limits.update({k:dict(lo=lo, hi=hi, whole=k=='cutout_length') for k,(lo,hi) in dict(momentum=(0, 1), weight_decay=(0, 10),
-    gamma=(0, 1), warmup=(0, 100_000), period=(1e-3, 100_000), smooth_factor=(0, 1), gradient_clip=(0, 1e6), cutout_length=(0, 1024),
-    random_erase_prob=(0, 1), random_erase_sl=(0, 1), random_erase_sh=(0, 1), random_erase_r=(0.01, 1), mixup_alpha=(0, 1000),
-    cutmix_prob=(0, 1), beta=(0, 1000), ricap_beta=(0, 1000), sam_rho=(0, 100), asam_rho=(0, 100), asam_eta=(0, 100)).items()})
+limits.update({k:dict(lo=lo, hi=hi, whole=k=='cutout_length') for k,
+    (lo,hi) in dict(momentum=(0, 1), weight_decay=(0, 10),
+        gamma=(0, 1), warmup=(0, 100_000), period=(1e-3, 100_000), smooth_factor=(0, 1), gradient_clip=(0, 1e6),
+        cutout_length=(0, 1024),
+        random_erase_prob=(0, 1), random_erase_sl=(0, 1), random_erase_sh=(0, 1), random_erase_r=(0.01, 1),
+        mixup_alpha=(0, 1000),
+        cutmix_prob=(0, 1), beta=(0, 1000), ricap_beta=(0, 1000), sam_rho=(0, 100), asam_rho=(0, 100),
+        asam_eta=(0, 100)).items()})
 
 def epoch_list(s:str)->tuple: # of int
     "The epochs of `'60,120,160'`"
     try: res = [int(o) for o in s.split(',') if o.strip()]
-    except ValueError: raise UserError(f'milestones is {short(s)}: write epochs as 60,120,160, separated by commas.') from None
+    except ValueError as e: raise UserError(f'milestones is {short(s)}: write epochs as 60,120,160.') from e
     return tuple(check_range('milestones', o, 0, limits['epochs']['hi'], whole=True) for o in res)
 
 # %% ../../nbs/62_runs.published.ipynb #09e14e7f
@@ -96,7 +100,8 @@ def _erasing(flags, kwargs):
     "Area and aspect ratio of random erasing"
     area,aspect = kwargs.get('area', (0.02, 0.4)),kwargs.get('aspect', (0.3, 1/0.3))
     r = flags.get('random_erase_r')
-    return dict(log_aspect=False) | kwargs | dict(area=(flags.get('random_erase_sl', area[0]), flags.get('random_erase_sh', area[1])),
+    return dict(log_aspect=False) | kwargs | dict(area=(flags.get('random_erase_sl', area[0]),
+        flags.get('random_erase_sh', area[1])),
         aspect=aspect if r is None else (r, 1/r))
 
 def _trick_calls(flags, tricks):
@@ -121,7 +126,8 @@ def _optimizer(flags, call):
     name = flags.get('optims', call.name)
     if name in ('sam', 'asam'): name = 'sgd'
     nesterov = flags.get('nesterov', call.name=='nesterov' and 'optims' not in flags)
-    if name in ('sgd', 'nesterov') and 'nesterov' in flags: name = 'nesterov' if nesterov or flags.get('optims')=='nesterov' else 'sgd'
+    is_sgd = name in ('sgd', 'nesterov') and 'nesterov' in flags
+    if is_sgd: name = 'nesterov' if nesterov or flags.get('optims')=='nesterov' else 'sgd'
     kwargs = call.kwargs if name==call.name or {name, call.name}=={'sgd', 'nesterov'} else {}
     if 'momentum' in flags and name in ('sgd', 'nesterov'): kwargs = kwargs | dict(momentum=flags['momentum'])
     if name=='nesterov' and not kwargs.get('momentum', 0.9):
@@ -131,11 +137,13 @@ def _optimizer(flags, call):
 def _schedule(flags, call):
     "The call of the schedule"
     name = _renamed.get(flags.get('sched'), flags.get('sched', call.name))
-    if name not in registry_table()['schedule']: raise unknown('fit policy', name, [*_renamed, *registry_table()['schedule']])
+    if name not in registry_table()['schedule']: raise unknown('fit policy', name,
+        [*_renamed, *registry_table()['schedule']])
     given = {k:flags[k] for k in ('milestones', 'gamma', 'warmup', 'period') if k in flags}
     for k,v in given.items():
         if k not in registry_table()['schedule'][name]['params']:
-            raise UserError(f"{k} is {v}: the {flags.get('sched', name)} schedule does not use it, so leave it out or choose another --sched.")
+            raise UserError(f"{k} is {v}: the {flags.get('sched', name)} schedule does not use it, so leave "
+                "it out or choose another --sched.")
     if 'milestones' in given: given['milestones'] = epoch_list(given['milestones']) or None
     return Call(name, [], (call.kwargs if name==call.name else {}) | {k:v for k,v in given.items() if v is not None})
 
@@ -155,12 +163,14 @@ def translate(
 )->dict: # fields of `RunConfig`
     "Overrides of `cfg` for published flags"
     for f in fields(PublishedTricks):
-        if f.name in flags: check_setting(f.name, flags[f.name], False if f.type is bool else '' if f.type is str else None)
+        if f.name in flags:
+            check_setting(f.name, flags[f.name], False if f.type is bool else '' if f.type is str else None)
     for k,names in _names.items():
         if k in flags and flags[k] not in names: raise unknown(k, flags[k], names)
     res = dict(tricks=_trick_calls(flags, cfg.tricks)) | _images(flags, fraction)
     if {'optims', 'nesterov', 'momentum'} & {*flags}: res['optimizer'] = str(_optimizer(flags, cfg.call('optimizer')))
-    if {'sched', 'milestones', 'gamma', 'warmup', 'period'} & {*flags}: res['schedule'] = str(_schedule(flags, cfg.call('schedule')))
+    if {'sched', 'milestones', 'gamma', 'warmup', 'period'} & {*flags}:
+        res['schedule'] = str(_schedule(flags, cfg.call('schedule')))
     if 'weight_decay' in flags: res['wd'] = flags['weight_decay']
     if 'amp' in flags: res['precision'] = 'fp16' if flags['amp'] else 'fp32'
     return res

@@ -19,7 +19,8 @@ from ..core import *
 from ..runs.config import *
 
 # %% ../../nbs/71_studies.experiments.ipynb #1508b821
-_tricks = dict(cutout='Cutout()', mixup='MixUp()', autoaugment='AutoAugment()', random_erase='RandomErasing(log_aspect=False)',
+_tricks = dict(cutout='Cutout()', mixup='MixUp()', autoaugment='AutoAugment()',
+    random_erase='RandomErasing(log_aspect=False)',
     ricap='RICAP()', sam='SAM(rho=0.5)', asam='ASAM(eta=0.0)', label_smooth='LabelSmoothing()')
 _subsets = {'full':{}, 'half':dict(fraction=0.5, subset='first'), 'fraction 0.3':dict(fraction=0.3, subset='fixed')}
 _tables = {'3.8':dict(wd_bn_bias=False, init='kaiming_normal', schedule='warmcosine(warmup=20.0, period=300.0)')}
@@ -52,7 +53,7 @@ class Experiment:
     table:str # number of the section that published it
     config:RunConfig # that reproduces it
     tricks:tuple # names as published, such as `('cutout', 'mixup')`
-    published:dict # top1, error, loss, paper_error, train_top1 (percent, except loss), gpu_mem_mb, weight_mib; None if not published
+    published:dict # top1, error, loss, paper_error, train_top1 (percent, except loss), gpu_mem_mb, weight_mib; or None
     note:str='' # remarks on the row
 
     def changes(self,
@@ -60,7 +61,8 @@ class Experiment:
     )->dict: # field -> (value here, value there)
         "The settings that a run overrides, except its seed and number of threads"
         mine = asdict(self.config)
-        return {k:(v, config[k]) for k,v in mine.items() if k not in ('seed', 'threads') and k in config and config[k]!=v}
+        return {k:(v, config[k]) for k,v in mine.items() if k not in ('seed', 'threads') and k in config
+            and config[k]!=v}
 
 # %% ../../nbs/71_studies.experiments.ipynb #90c6fd9f
 def variants(e:Experiment)->list: # of `Experiment`
@@ -107,7 +109,8 @@ def baseline(self:Experiment)->str|None: # id
     "The id of the experiment that this one is compared with; None if there is none"
     if self.table=='3.6': return experiments('3.5/*')[0].id
     plain = replace(self.config, tricks=[])
-    return next((o.id for o in experiments(f'{self.table}/*') if self.tricks and not o.tricks and o.config==plain), None)
+    return next((o.id for o in experiments(f'{self.table}/*') if self.tricks and not o.tricks and o.config==plain),
+        None)
 
 # %% ../../nbs/71_studies.experiments.ipynb #cfff180a
 def _change_part(k, v):
@@ -152,7 +155,8 @@ def select_experiments(
     patterns = [o.strip() for o in (rows or '').split(',') if o.strip()]
     if table: patterns.insert(0, f'{table}/*')
     if all: patterns = ['*']
-    if not patterns: raise UserError(f"No rows were selected: give --table (one of {', '.join(tables)}), --rows or --all.")
+    if not patterns:
+        raise UserError(f"No rows were selected: give --table (one of {', '.join(tables)}), --rows or --all.")
     found = [experiments(p) if any(c in p for c in '*?[') else [experiment(p)] for p in patterns]
     for p,o in zip(patterns, found):
         if not o: raise unknown('experiment', p, [e.id for e in experiments()])
@@ -165,12 +169,11 @@ class Job:
     row:Experiment # to run
     config:RunConfig # with seed and overrides
     folder:Path # of the run
-    state:str # missing, interrupted, or finished
+    state:str # missing, interrupted, running, or finished
 
 def _state(folder, epochs):
-    from cifar_fastai.runs.train import run_progress
-    if not (folder/'last.safetensors').exists(): return 'missing'
-    return 'finished' if run_progress(folder)[0]>=epochs else 'interrupted'
+    from cifar_fastai.runs.folder import RunFolder
+    return RunFolder(folder).state(epochs) if folder.exists() else 'missing'
 
 def plan(
     rows:list, # of `Experiment`
@@ -254,7 +257,8 @@ def reproduce(
     bar:bool=False, # show the progress of each?
 )->dict: # id and seed -> error message
     "Train the runs that are missing"
-    from cifar_fastai.runs.train import RunLocked, RunInterrupted, report, train
+    from cifar_fastai.runs.folder import RunInterrupted, RunLocked
+    from cifar_fastai.runs.train import report, train
     failed = {}
     for j in jobs:
         name = f'{j.row.id} seed {j.config.seed}'

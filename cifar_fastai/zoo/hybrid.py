@@ -33,7 +33,8 @@ def mbconv(
 )->Residual:
     "Pre-norm inverted bottleneck with squeeze and excitation (2106.04803)"
     nh = 4*ni
-    branch = nn.Sequential(nn.BatchNorm2d(ni), ConvBNAct(ni, nh, 1, 2 if down else 1, act=nn.GELU), ConvBNAct(nh, nh, groups=nh, act=nn.GELU),
+    branch = nn.Sequential(nn.BatchNorm2d(ni), ConvBNAct(ni, nh, 1, 2 if down else 1, act=nn.GELU),
+        ConvBNAct(nh, nh, groups=nh, act=nn.GELU),
         SEModule(nh, ni//4, act=nn.GELU, bias=False), ConvBNAct(nh, nf, 1, act=None))
     return Residual(branch, pool_shortcut(ni, nf) if down else None)
 
@@ -59,14 +60,18 @@ def coatnet(
     size:int=32, # of the image
 )->nn.Sequential:
     "CoAtNet (2106.04803)"
-    stem = [ConvBNAct(in_chans, widths[0], stride=2, act=nn.GELU)] + [ConvBNAct(widths[0], widths[0], act=nn.GELU) for _ in range(depths[0]-1)]
+    stem = [ConvBNAct(in_chans, widths[0], stride=2, act=nn.GELU)] + [ConvBNAct(widths[0], widths[0], act=nn.GELU)
+        for _ in range(depths[0]-1)]
     kinds = mbconv,mbconv,partial(coat_block, size=size//16),partial(coat_block, size=size//32)
-    stages = [[kind(ni if i==0 else nf, nf, i==0) for i in range(d)] for kind,(ni,nf),d in zip(kinds, pairwise(widths), depths[1:])]
-    return nn.Sequential(nn.Sequential(*stem), *[nn.Sequential(*o) for o in stages], pool_head(widths[-1], n_out, bias=False))
+    stages = [[kind(ni if i==0 else nf, nf, i==0) for i in range(d)]
+        for kind,(ni,nf),d in zip(kinds, pairwise(widths), depths[1:])]
+    return nn.Sequential(nn.Sequential(*stem), *[nn.Sequential(*o) for o in stages],
+        pool_head(widths[-1], n_out, bias=False))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #ee6f0b2a
 _note = "8 heads of 32, an MLP of 4 times the block's input width, no final norm: the published weights have it so"
-register_models('hybrid', coatnet, '2106.04803', coatnet_0=dict(depths=(2,2,3,5,2), note=_note), coatnet_1=dict(depths=(2,2,6,14,2), note=_note),
+register_models('hybrid', coatnet, '2106.04803', coatnet_0=dict(depths=(2,2,3,5,2), note=_note),
+    coatnet_1=dict(depths=(2,2,6,14,2), note=_note),
     coatnet_2=dict(depths=(2,2,6,14,2), widths=(128,128,256,512,1026), note=f'{_note}, and a last width of 1026'),
     coatnet_3=dict(depths=(2,2,6,14,2), widths=(192,192,384,768,1536), note=_note))
 
@@ -82,7 +87,8 @@ class MobileViTBlock(nn.Module):
         super().__init__()
         conv = partial(ConvBNAct, act=nn.SiLU)
         self.local,self.proj,self.fuse = nn.Sequential(conv(nf, nf), conv(nf, dim, 1)),conv(dim, nf, 1),conv(2*nf, nf)
-        self.blocks = nn.Sequential(*[transformer_block(dim, Attention(dim, 4, 8, qkv_bias=False), dim*mlp_ratio, nn.SiLU) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[transformer_block(dim, Attention(dim, 4, 8, qkv_bias=False), dim*mlp_ratio,
+            nn.SiLU) for _ in range(depth)])
 
     def forward(self, x):
         y = rearrange(self.local(x), 'b c (h p) (w q) -> b (p q) (h w) c', p=2, q=2)
@@ -112,14 +118,18 @@ def mobilevit(
 )->nn.Sequential:
     "MobileViT for 32x32 images (2110.02178)"
     w = widths
-    stages = [mv2_block(w[0], w[1], 1, expand), nn.Sequential(mv2_block(w[1], w[2], 1, expand), *[mv2_block(w[2], w[2], 1, expand) for _ in range(2)])]
+    stages = [mv2_block(w[0], w[1], 1, expand),
+        nn.Sequential(mv2_block(w[1], w[2], 1, expand), *[mv2_block(w[2], w[2], 1, expand) for _ in range(2)])]
     for (ni,nf),dim,stride,depth,ratio in zip(pairwise(w[2:6]), dims, (2,2,1), (2,4,3), (2,4,4)):
         stages.append(nn.Sequential(mv2_block(ni, nf, stride, expand), MobileViTBlock(nf, dim, depth, ratio)))
-    return nn.Sequential(ConvBNAct(in_chans, w[0], stride=2, act=nn.SiLU), *stages, ConvBNAct(w[5], w[6], 1, act=nn.SiLU), pool_head(w[6], n_out, bias=False))
+    return nn.Sequential(ConvBNAct(in_chans, w[0], stride=2, act=nn.SiLU), *stages,
+        ConvBNAct(w[5], w[6], 1, act=nn.SiLU), pool_head(w[6], n_out, bias=False))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #b3b2068e
-_note = 'three halvings for 32x32 images; MLPs of 2, 4 and 4 times the width, no norm after the transformer, no bias in the classifier: the published weights have it so'
-register_models('hybrid', mobilevit, '2110.02178', mobilevit_s=dict(widths=(16,32,64,96,128,160,640), dims=(144,192,240), note=_note),
+_note = ('three halvings for 32x32 images; MLPs of 2, 4 and 4 times the width, no norm after the transformer, '
+    'no bias in the classifier: the published weights have it so')
+register_models('hybrid', mobilevit, '2110.02178',
+    mobilevit_s=dict(widths=(16,32,64,96,128,160,640), dims=(144,192,240), note=_note),
     mobilevit_xs=dict(widths=(16,32,48,64,80,96,384), dims=(96,120,144), note=_note),
     mobilevit_xxs=dict(widths=(16,16,24,48,64,80,320), dims=(64,80,96), expand=2, note=_note))
 
@@ -138,7 +148,8 @@ class LayerScale(nn.Module):
 # %% ../../nbs/38_zoo.hybrid.ipynb #0595292e
 def convnext_block(nf:int)->Residual:
     "Depthwise 7x7 convolution and MLP on `nf` channels (2201.03545)"
-    return Residual(nn.Sequential(nn.Conv2d(nf, nf, 7, padding=3, groups=nf), OnTokens(nn.LayerNorm(nf, eps=1e-6), MLP(nf, 4*nf), LayerScale(nf))))
+    return Residual(nn.Sequential(nn.Conv2d(nf, nf, 7, padding=3, groups=nf),
+        OnTokens(nn.LayerNorm(nf, eps=1e-6), MLP(nf, 4*nf), LayerScale(nf))))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #493c1eff
 def convnext(
@@ -156,7 +167,9 @@ def convnext(
     return trunc_init_(nn.Sequential(*stages, GlobalAvgPool(), norm(widths[-1]), nn.Linear(widths[-1], n_out)))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #9c6f42f3
-register_models('hybrid', convnext, '2201.03545', convnext_tiny=dict(depths=(3,3,9,3), widths=(96,192,384,768), note='2x2 patches for 32x32 images; no stochastic depth of its own'))
+register_models('hybrid', convnext, '2201.03545',
+    convnext_tiny=dict(depths=(3,3,9,3), widths=(96,192,384,768), note='2x2 patches for 32x32 '
+        'images; no stochastic depth of its own'))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #1d5c0e86
 class PoolMixer(nn.AvgPool2d):
@@ -168,7 +181,8 @@ class PoolMixer(nn.AvgPool2d):
 def poolformer_block(nf:int)->nn.Sequential:
     "Pooling and MLP on `nf` channels (2111.11418)"
     mix = nn.Sequential(nn.GroupNorm(1, nf), PoolMixer(), OnTokens(LayerScale(nf, 1e-5)))
-    return nn.Sequential(Residual(mix), Residual(nn.Sequential(nn.GroupNorm(1, nf), OnTokens(MLP(nf, 4*nf), LayerScale(nf, 1e-5)))))
+    return nn.Sequential(Residual(mix),
+        Residual(nn.Sequential(nn.GroupNorm(1, nf), OnTokens(MLP(nf, 4*nf), LayerScale(nf, 1e-5)))))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #d14eb772
 def poolformer(
@@ -179,10 +193,13 @@ def poolformer(
 )->nn.Sequential:
     "PoolFormer with 2x2 patches (2111.11418)"
     downs = [nn.Conv2d(in_chans, widths[0], 2, 2)] + [nn.Conv2d(ni, nf, 3, 2, 1) for ni,nf in pairwise(widths)]
-    stages = [nn.Sequential(down, *[poolformer_block(nf) for _ in range(d)]) for down,nf,d in zip(downs, widths, depths)]
-    return trunc_init_(nn.Sequential(*stages, GlobalAvgPool(), nn.LayerNorm(widths[-1], eps=1e-6), nn.Linear(widths[-1], n_out)))
+    stages = [nn.Sequential(down, *[poolformer_block(nf) for _ in range(d)])
+        for down,nf,d in zip(downs, widths, depths)]
+    return trunc_init_(nn.Sequential(*stages, GlobalAvgPool(), nn.LayerNorm(widths[-1], eps=1e-6),
+        nn.Linear(widths[-1], n_out)))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #5bfa6281
 _note = 'a stem of 2x2 patches for 32x32 images; the norm follows the pool, as in timm (the paper: before it)'
-register_models('hybrid', poolformer, '2111.11418', poolformer_s12=dict(depths=(2,2,6,2), note=_note), poolformer_s24=dict(depths=(4,4,12,4), note=_note),
+register_models('hybrid', poolformer, '2111.11418', poolformer_s12=dict(depths=(2,2,6,2), note=_note),
+    poolformer_s24=dict(depths=(4,4,12,4), note=_note),
     poolformer_s36=dict(depths=(6,6,18,6), note=_note))

@@ -88,18 +88,21 @@ def googlenet_module(
     n5:int, # channels of the 5x5 branch
     proj:int, # channels of the pool's branch
 )->list: # of branches
-    "Four branches: 1x1, 3x3 after a reduction, two 3x3 in place of a 5x5 after a reduction, 1x1 after a pool (1409.4842)"
+    "Four branches: 1x1; reduction, 3x3; reduction, two 3x3 in place of a 5x5; pool, 1x1 (1409.4842)"
     return [[n1], [r3,(n3,3)], [r5,(n5,3),(n5,3)], [maxpool,proj]]
 
 # %% ../../nbs/35_zoo.inception.ipynb #9f33c8f7
-table_1 = ((64,96,128,16,32,32), (128,128,192,32,96,64), (192,96,208,16,48,64), (160,112,224,24,64,64), (128,128,256,24,64,64),
+table_1 = ((64,96,128,16,32,32), (128,128,192,32,96,64), (192,96,208,16,48,64), (160,112,224,24,64,64),
+    (128,128,256,24,64,64),
     (112,144,288,32,64,64), (256,160,320,32,128,128), (256,160,320,32,128,128), (384,192,384,48,128,128))
 modules,down = [googlenet_module(*o) for o in table_1],pool(nn.MaxPool2d, 2)
 googlenet = [(192,3), *modules[:2], down, *modules[2:7], down, *modules[7:]]
 
 # %% ../../nbs/35_zoo.inception.ipynb #fbb341fc
-register_models('inception', inception, '1409.4842', googlenet=dict(layers=googlenet, drop=0.4, conv=partial(ConvBNAct, bias=True),
-    note='BatchNorm after every convolution, two 3x3 for a 5x5, no auxiliary classifiers; one 3x3 convolution as the stem.'))
+register_models('inception', inception, '1409.4842',
+    googlenet=dict(layers=googlenet, drop=0.4, conv=partial(ConvBNAct, bias=True),
+        note='BatchNorm after every convolution, two 3x3 for a 5x5, no auxiliary '
+        'classifiers; one 3x3 convolution as the stem.'))
 
 # %% ../../nbs/35_zoo.inception.ipynb #be8cbb2c
 def v3_a(proj):
@@ -119,7 +122,8 @@ def fork(nf):
     return [[(nf,(1,3))], [(nf,(3,1))]]
 
 v3_e = [[320], [384,fork(384)], [448,(384,3),fork(384)], [avgpool,192]]
-inceptionv3 = [(32,3,1), (32,3,1), (64,3), 80, (192,3,1), v3_a(32), v3_a(64), v3_a(64), v3_b, v3_c(128), v3_c(160), v3_c(160), v3_c(192), v3_d, v3_e, v3_e]
+inceptionv3 = [(32,3,1), (32,3,1), (64,3), 80, (192,3,1), v3_a(32), v3_a(64), v3_a(64), v3_b, v3_c(128), v3_c(160),
+    v3_c(160), v3_c(192), v3_d, v3_e, v3_e]
 
 # %% ../../nbs/35_zoo.inception.ipynb #3566e219
 conv_eps = partial(ConvBNAct, norm=partial(nn.BatchNorm2d, eps=1e-3))
@@ -130,7 +134,8 @@ register_models('inception', inception, '1512.00567', inceptionv3=dict(layers=in
 v4_stem = [(32,3,1), (32,3,1), (64,3), [[maxpool_valid],[(96,3,1)]],
     [[64,(96,3,1)], [64,(64,(1,7)),(64,(7,1)),(96,3,1)]], [[(192,3,1)],[maxpool_valid]]]
 v4_a = [[96], [64,(96,3)], [64,(96,3),(96,3)], [avgpool_inside,96]]
-v4_b = [[384], [192,(224,(1,7)),(256,(7,1))], [192,(192,(7,1)),(224,(1,7)),(224,(7,1)),(256,(1,7))], [avgpool_inside,128]]
+v4_b = [[384], [192,(224,(1,7)),(256,(7,1))], [192,(192,(7,1)),(224,(1,7)),(224,(7,1)),(256,(1,7))],
+    [avgpool_inside,128]]
 v4_c = [[256], [384,fork(256)], [384,(448,(3,1)),(512,(1,3)),fork(256)], [avgpool_inside,256]]
 v4_down_a = [[(384,3,2)], [192,(224,3),(256,3,2)], [maxpool2]]
 v4_down_b = [[192,(192,3,2)], [256,(256,(1,7)),(320,(7,1)),(320,3,2)], [maxpool2]]
@@ -156,14 +161,17 @@ def residual(
 ir_a = residual([[32], [32,(32,3)], [32,(48,3),(64,3)]], 0.17)
 ir_b = residual([[192], [128,(160,(1,7)),(192,(7,1))]], 0.1)
 ir_c = [[192], [192,(224,(1,3)),(256,(3,1))]]
-ir_stem = [(32,3,1), (32,3,1), (64,3), maxpool_valid, 80, (192,3,1), maxpool_valid, [[96], [48,(64,5)], [64,(96,3),(96,3)], [avgpool_inside,64]]]
+ir_stem = [(32,3,1), (32,3,1), (64,3), maxpool_valid, 80, (192,3,1), maxpool_valid,
+    [[96], [48,(64,5)], [64,(96,3),(96,3)], [avgpool_inside,64]]]
 ir_down_a = [[(384,3,2)], [256,(256,3),(384,3,2)], [maxpool2]]
 ir_down_b = [[256,(384,3,2)], [256,(288,3,2)], [256,(288,3),(320,3,2)], [maxpool2]]
 
 # %% ../../nbs/35_zoo.inception.ipynb #4dfdaf2f
-inception_resnet_v2 = ir_stem + [ir_a]*10 + [ir_down_a] + [ir_b]*20 + [ir_down_b] + [residual(ir_c, 0.2)]*9 + [residual(ir_c, 1., act=None), 1536]
-register_models('inception', inception, '1602.07261', inception_resnet_v2=dict(layers=inception_resnet_v2, drop=0.2, conv=conv_eps,
-    note='The widths of the published code, which differ a little from the figures of the paper; stem at stride 1.'))
+inception_resnet_v2 = (ir_stem + [ir_a]*10 + [ir_down_a] + [ir_b]*20 + [ir_down_b] + [residual(ir_c, 0.2)]*9
+    + [residual(ir_c, 1., act=None), 1536])
+register_models('inception', inception, '1602.07261',
+    inception_resnet_v2=dict(layers=inception_resnet_v2, drop=0.2, conv=conv_eps,
+        note='The widths of the published code, which differ a little from those of the paper; stem at stride 1.'))
 
 # %% ../../nbs/35_zoo.inception.ipynb #753989cf
 def fire(
@@ -194,5 +202,6 @@ squeeze_layers = [(96,3), halve, *fire(16,128), bypass(fire(16,128)), *fire(32,2
     bypass(fire(32,256)), *fire(48,384), bypass(fire(48,384)), *fire(64,512), halve, bypass(fire(64,512))]
 
 # %% ../../nbs/35_zoo.inception.ipynb #3538408e
-register_models('inception', inception, '1602.07360', squeezenet=dict(layers=squeeze_layers, drop=0.5, conv=partial(ConvBNAct, bias=True), head=conv_head,
-    note='BatchNorm after every convolution but the classifier; a 3x3 stem at stride 1 and 2x2 pools.'))
+register_models('inception', inception, '1602.07360',
+    squeezenet=dict(layers=squeeze_layers, drop=0.5, conv=partial(ConvBNAct, bias=True), head=conv_head,
+        note='BatchNorm after every convolution but the classifier; a 3x3 stem at stride 1 and 2x2 pools.'))

@@ -148,7 +148,8 @@ class Attention(nn.Module):
         bias=None, # added to the logits: (windows*heads, n, n), or what broadcasts to it
     ):
         q,k,v = rearrange(self.qkv(x), 'b ... n (t h d) -> t b (... h) n d', t=3, h=self.heads)
-        o = rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), 'b (w h) n d -> b w n (h d)', h=self.heads)
+        o = rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), 'b (w h) n d -> b w n (h d)',
+            h=self.heads)
         return self.proj(o.reshape(*x.shape[:-1], -1))
 
 # %% ../../nbs/28_zoo.layers.ipynb #974b7f15
@@ -172,7 +173,8 @@ class RelativeAttention(Attention):
         **kwargs, # of `Attention`
     ):
         super().__init__(dim, heads, **kwargs)
-        if not isinstance(size, (tuple, list)): raise UserError(f'size is {short(size)}: it must be rows and columns, such as (8, 8).')
+        if not isinstance(size, (tuple, list)):
+            raise UserError(f'size is {short(size)}: it must be rows and columns, such as (8, 8).')
         h,w = _one_or_two('size', size)
         self.table = nn.Parameter(torch.zeros(heads, (2*h-1)*(2*w-1)))
         self.register_buffer('index', relative_index(h, w), persistent=False)
@@ -205,7 +207,8 @@ def transformer_block(
     norm=nn.LayerNorm, # called with `dim`
 )->nn.Sequential:
     "Pre-norm transformer block (2010.11929)"
-    return nn.Sequential(Residual(nn.Sequential(norm(dim), attn)), Residual(nn.Sequential(norm(dim), MLP(dim, nh, act=act))))
+    return nn.Sequential(Residual(nn.Sequential(norm(dim), attn)),
+        Residual(nn.Sequential(norm(dim), MLP(dim, nh, act=act))))
 
 # %% ../../nbs/28_zoo.layers.ipynb #f83f07dd
 class OnTokens(nn.Sequential):

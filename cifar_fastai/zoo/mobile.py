@@ -32,7 +32,8 @@ def init_grouped_(
 )->nn.Module: # `model`
     "Kaiming normal convolutions whose fan out is counted within a group, a uniform classifier (1905.11946)"
     for m in model.modules():
-        if isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, std=(2*m.groups/(m.out_channels*m.weight[0,0].numel()))**0.5)
+        if isinstance(m, nn.Conv2d):
+            nn.init.normal_(m.weight, std=(2*m.groups/(m.out_channels*m.weight[0,0].numel()))**0.5)
         elif isinstance(m, nn.Linear): nn.init.uniform_(m.weight, -m.out_features**-0.5, m.out_features**-0.5)
         else: continue
         if m.bias is not None: nn.init.zeros_(m.bias)
@@ -51,7 +52,9 @@ def mobilenet(
     return init_grouped_(nn.Sequential(ConvBNAct(in_chans, stem), *body, pool_head(stages[-1][0], n_out)))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #38767b69
-register_models('mobile', mobilenet, '1704.04861', mobilenet=dict(stages=((64,1,1),(128,2,2),(256,2,2),(512,6,2),(1024,2,2)), note='The stem keeps the size: stride 1.'))
+register_models('mobile', mobilenet, '1704.04861',
+    mobilenet=dict(stages=((64,1,1),(128,2,2),(256,2,2),(512,6,2),(1024,2,2)),
+        note='The stem keeps the size: stride 1.'))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #57d5b347
 def inverted_residual(
@@ -84,7 +87,8 @@ def mobile_stages(
     "Stages of inverted residuals"
     res,drops = [],iter(linear_decay(drop_path, sum(o[2] for o in stages)))
     for expand,nf,depth,stride,ks in stages:
-        blocks = [inverted_residual(nf if j else ni, nf, 1 if j else stride, expand, ks, drop=next(drops), **kwargs) for j in range(depth)]
+        blocks = [inverted_residual(nf if j else ni, nf, 1 if j else stride, expand, ks, drop=next(drops), **kwargs)
+            for j in range(depth)]
         res.append(nn.Sequential(*blocks))
         ni = nf
     return res
@@ -104,7 +108,8 @@ def mobilenetv2(
 )->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
     "A stem, stages of inverted residuals, a wide 1x1 convolution (1801.04381; with `se` and SiLU 1905.11946)"
     body = mobile_stages(stem, stages, drop_path, act=act, se=se)
-    return init(nn.Sequential(ConvBNAct(in_chans, stem, act=act), *body, ConvBNAct(stages[-1][1], nh, 1, act=act), pool_head(nh, n_out, drop)))
+    return init(nn.Sequential(ConvBNAct(in_chans, stem, act=act), *body, ConvBNAct(stages[-1][1], nh, 1, act=act),
+        pool_head(nh, n_out, drop)))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #cd87dd70
 def init_mobilenetv2_(
@@ -124,8 +129,9 @@ register_models('mobile', mobilenetv2, '1801.04381', mobilenetv2=dict(init=init_
 
 # %% ../../nbs/33_zoo.mobile.ipynb #3402e53b
 b0 = ((1,16,1,1,3),(6,24,2,2,3),(6,40,2,2,5),(6,80,3,2,3),(6,112,3,1,5),(6,192,4,2,5),(6,320,1,1,3))
-register_models('mobile', mobilenetv2, '1905.11946', efficientnetb0=dict(stages=b0, drop=0.2, drop_path=0.2, act=nn.SiLU, se=True,
-    note='The stem keeps the size: stride 1, and the map ends at 2x2.'))
+register_models('mobile', mobilenetv2, '1905.11946',
+    efficientnetb0=dict(stages=b0, drop=0.2, drop_path=0.2, act=nn.SiLU, se=True,
+        note='The stem keeps the size: stride 1, and the map ends at 2x2.'))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #c88fe431
 def sep_conv(
@@ -137,7 +143,8 @@ def sep_conv(
     norm=nn.BatchNorm2d, # called with `nf`
 )->nn.Sequential:
     "Depthwise and pointwise convolution with nothing between them, then norm (1610.02357)"
-    return nn.Sequential(nn.Conv2d(ni, ni, ks, stride, ks//2, groups=ni, bias=biases[0]), nn.Conv2d(ni, nf, 1, bias=biases[1]), norm(nf))
+    return nn.Sequential(nn.Conv2d(ni, ni, ks, stride, ks//2, groups=ni, bias=biases[0]),
+        nn.Conv2d(ni, nf, 1, bias=biases[1]), norm(nf))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #2a007325
 def xception_block(
@@ -159,14 +166,16 @@ def xception(
 )->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
     "Entry flow, `middle` blocks, exit flow (1610.02357)"
     stem = nn.Sequential(ConvBNAct(in_chans, 32), ConvBNAct(32, 64))
-    entry = [xception_block((64,128,128), 2, act_first=False), xception_block((128,256,256), 2), xception_block((256,728,728), 1)]
+    entry = [xception_block((64,128,128), 2, act_first=False), xception_block((128,256,256), 2),
+        xception_block((256,728,728), 1)]
     mid = nn.Sequential(*[xception_block((728,728,728,728)) for _ in range(middle)])
-    exit = [xception_block((728,728,1024), 2), nn.Sequential(sep_conv(1024, 1536), nn.ReLU(True), sep_conv(1536, 2048), nn.ReLU(True))]
+    exit = [xception_block((728,728,1024), 2),
+        nn.Sequential(sep_conv(1024, 1536), nn.ReLU(True), sep_conv(1536, 2048), nn.ReLU(True))]
     return kaiming_init_(nn.Sequential(stem, *entry, mid, *exit, pool_head(2048, n_out)))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #c72eb3dd
 register_models('mobile', xception, '1610.02357', xception=dict(middle=8,
-    note='Stem at stride 1 with padding; the third entry block pools at stride 1, so that the middle flow works on 8x8.'))
+    note='Stem at stride 1 with padding; the third entry block pools at stride 1: 8x8 in the middle flow.'))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #b8de4ac1
 def shuffle_branch(
@@ -206,7 +215,8 @@ def shufflenetv2(
     nh:int=1024, # channels in front of the classifier
 )->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
     "A stem, three stages of shuffle units, a 1x1 convolution (1807.11164)"
-    body = [nn.Sequential(*[ShuffleUnit(b if j else a, b, 1 if j else 2) for j in range(d)]) for (a,b),d in zip(pairwise((stem, *widths)), depths)]
+    body = [nn.Sequential(*[ShuffleUnit(b if j else a, b, 1 if j else 2) for j in range(d)])
+        for (a,b),d in zip(pairwise((stem, *widths)), depths)]
     return nn.Sequential(ConvBNAct(in_chans, stem), *body, ConvBNAct(widths[-1], nh, 1), pool_head(nh, n_out))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #8d871586

@@ -25,7 +25,8 @@ class DenseLayer(nn.Module):
     ):
         super().__init__()
         nh = 4*growth
-        self.new = nn.Sequential(norm_act(ni), nn.Conv2d(ni, nh, 1, bias=False), norm_act(nh), nn.Conv2d(nh, growth, 3, padding=1, bias=False))
+        self.new = nn.Sequential(norm_act(ni), nn.Conv2d(ni, nh, 1, bias=False), norm_act(nh),
+            nn.Conv2d(nh, growth, 3, padding=1, bias=False))
 
     def forward(self, x): return torch.cat((x, self.new(x)), 1)
 
@@ -48,7 +49,8 @@ def densenet(
     return kaiming_init_(nn.Sequential(*layers, norm_act(nf), pool_head(nf, n_out)), 'fan_in')
 
 # %% ../../nbs/34_zoo.multipath.ipynb #cd0254a0
-register_models('multipath', densenet, '1608.06993', densenet=dict(depths=(6,12,24,16), growth=12, stem=24, note='DenseNet-121 with a growth of 12 and a 3x3 stem'),
+register_models('multipath', densenet, '1608.06993',
+    densenet=dict(depths=(6,12,24,16), growth=12, stem=24, note='DenseNet-121 with a growth of 12 and a 3x3 stem'),
     densenet121=dict(depths=(6,12,24,16), growth=32, stem=64, note='3x3 stem without a pool'))
 
 # %% ../../nbs/34_zoo.multipath.ipynb #a95cd104
@@ -63,7 +65,8 @@ class DualPath(Residual):
         first:bool=False, # of its stage? Then a 1x1 convolution is the shortcut
     ):
         n = nf+dense
-        branch = nn.Sequential(ConvBNAct(ni, nh, 1), ConvBNAct(nh, nh, stride=stride, groups=32), ConvBNAct(nh, n, 1, act=None))
+        branch = nn.Sequential(ConvBNAct(ni, nh, 1), ConvBNAct(nh, nh, stride=stride, groups=32),
+            ConvBNAct(nh, n, 1, act=None))
         super().__init__(branch, ConvBNAct(ni, n, 1, stride, act=None) if first else None, nn.ReLU)
         self.nf = nf
 
@@ -90,7 +93,9 @@ def dpn(
 
 # %% ../../nbs/34_zoo.multipath.ipynb #5e6db98b
 _note = '3x3 stem; norm and ReLU behind each convolution, one dense step in the projection: as in the published row'
-register_models('multipath', dpn, '1707.01629', dpn=dict(depths=(2,2,2,2), note=f'DPN-26, a size the paper does not have; {_note}'), dpn92=dict(depths=(3,4,20,3), note=_note))
+register_models('multipath', dpn, '1707.01629',
+    dpn=dict(depths=(2,2,2,2), note=f'DPN-26, a size the paper does not have; {_note}'),
+    dpn92=dict(depths=(3,4,20,3), note=_note))
 
 # %% ../../nbs/34_zoo.multipath.ipynb #bec6111f
 def dla_block(
@@ -142,7 +147,8 @@ def dla(
     "Deep layer aggregation with a 3x3 stem (1707.06484)"
     block,w = partial(dla_block, branch=branch),widths
     trees = [Tree(l, block, ni, nf, 2 if i else 1, i>0) for i,(l,(ni,nf)) in enumerate(zip(levels, pairwise(w[1:])))]
-    return kaiming_init_(nn.Sequential(ConvBNAct(in_chans, w[0]), ConvBNAct(w[0], w[0]), ConvBNAct(w[0], w[1]), *trees, pool_head(w[-1], n_out)))
+    return kaiming_init_(nn.Sequential(ConvBNAct(in_chans, w[0]), ConvBNAct(w[0], w[0]), ConvBNAct(w[0], w[1]), *trees,
+        pool_head(w[-1], n_out)))
 
 # %% ../../nbs/34_zoo.multipath.ipynb #7ca236ff
 _note = '3x3 stem, the first two halvings left out'
@@ -174,7 +180,10 @@ def rir(
 )->nn.Sequential:
     "ResNet in ResNet (1603.08029)"
     trunk = stages(rir_block, widths[0], widths, depths, (1,2,2))
-    return kaiming_init_(nn.Sequential(ConvBNAct(in_chans, 2*widths[0]), *trunk, ConvBNAct(2*widths[-1], n_out, 1, act=None), GlobalAvgPool()), 'fan_in')
+    return kaiming_init_(nn.Sequential(ConvBNAct(in_chans, 2*widths[0]), *trunk,
+        ConvBNAct(2*widths[-1], n_out, 1, act=None), GlobalAvgPool()), 'fan_in')
 
 # %% ../../nbs/34_zoo.multipath.ipynb #a5a3388e
-register_models('multipath', rir, '1603.08029', rir=dict(depths=(4,6,6), widths=(48,96,192), note='head of a 1x1 convolution, a norm and the mean, as in pytorchcv'))
+register_models('multipath', rir, '1603.08029',
+    rir=dict(depths=(4,6,6), widths=(48,96,192),
+        note='head of a 1x1 convolution, a norm and the mean, as in pytorchcv'))

@@ -25,7 +25,8 @@ def sep_twice(
     ks:int=3, # kernel size
 )->nn.Sequential:
     "ReLU and separable convolution, twice (1707.07012)"
-    return nn.Sequential(nn.ReLU(), sep_conv(nf, nf, ks, stride, biases, norm), nn.ReLU(True), sep_conv(nf, nf, ks, 1, biases[1:]*2, norm))
+    return nn.Sequential(nn.ReLU(), sep_conv(nf, nf, ks, stride, biases, norm), nn.ReLU(True),
+        sep_conv(nf, nf, ks, 1, biases[1:]*2, norm))
 
 # %% ../../nbs/36_zoo.nas.ipynb #8c91fcca
 def relu_conv(
@@ -44,14 +45,18 @@ def pool3(kind, **kwargs):
     return lambda nf,stride,biases,norm: kind(3, stride, 1, **kwargs)
 
 ops = dict(id=lambda nf,stride,biases,norm: nn.Identity() if stride==1 else relu_conv(nf, nf, stride, biases[1], norm),
-    sep3=sep_twice, sep5=partial(sep_twice, ks=5), sep7=partial(sep_twice, ks=7), max3=pool3(nn.MaxPool2d), avg3=pool3(nn.AvgPool2d, count_include_pad=False))
+    sep3=sep_twice, sep5=partial(sep_twice, ks=5), sep7=partial(sep_twice, ks=7), max3=pool3(nn.MaxPool2d),
+    avg3=pool3(nn.AvgPool2d, count_include_pad=False))
 
 # %% ../../nbs/36_zoo.nas.ipynb #b684a5dc
-nasnet_normal = ((('sep5',1),('sep3',0)), (('sep5',0),('sep3',0)), (('avg3',1),('id',0)), (('avg3',0),('avg3',0)), (('sep3',1),('id',1)))
-nasnet_reduction = ((('sep5',1),('sep7',0)), (('max3',1),('sep7',0)), (('avg3',1),('sep5',0)), (('avg3',2),('id',3)), (('sep3',2),('max3',1)))
+nasnet_normal = ((('sep5',1),('sep3',0)), (('sep5',0),('sep3',0)), (('avg3',1),('id',0)), (('avg3',0),('avg3',0)),
+    (('sep3',1),('id',1)))
+nasnet_reduction = ((('sep5',1),('sep7',0)), (('max3',1),('sep7',0)), (('avg3',1),('sep5',0)), (('avg3',2),('id',3)),
+    (('sep3',2),('max3',1)))
 
 # %% ../../nbs/36_zoo.nas.ipynb #c35789a0
-pnasnet_cell = ((('sep5',0),('max3',0)), (('sep7',1),('max3',1)), (('sep5',1),('sep3',1)), (('sep3',4),('max3',1)), (('sep3',0),('id',1)))
+pnasnet_cell = ((('sep5',0),('max3',0)), (('sep7',1),('max3',1)), (('sep5',1),('sep3',1)), (('sep3',4),('max3',1)),
+    (('sep3',0),('id',1)))
 
 # %% ../../nbs/36_zoo.nas.ipynb #7cfce171
 class FactorizedReduce(nn.Module):
@@ -87,7 +92,8 @@ class Cell(nn.Module):
         if shrink: self.prev = FactorizedReduce(n_prev, nf, bias, norm)
         else: self.prev = nn.Identity() if n_prev==nf else relu_conv(n_prev, nf, 1, bias, norm)
         self.x = relu_conv(ni, nf, 1, reduced, norm)
-        self.blocks = nn.ModuleList([nn.ModuleList([ops[o](nf, stride if i<2 else 1, (reduced,bias), norm) for o,i in pair]) for pair in blocks])
+        self.blocks = nn.ModuleList([nn.ModuleList([ops[o](nf, stride if i<2 else 1, (reduced,bias), norm)
+            for o,i in pair]) for pair in blocks])
         self.reads,self.outs = [[i for _,i in pair] for pair in blocks],outs
 
     def forward(self, prev, x):
@@ -129,9 +135,13 @@ def cell_net(
 
 # %% ../../nbs/36_zoo.nas.ipynb #3426fe8e
 five = (2,3,4,5,6)
-register_models('nas', cell_net, '1707.07012', nasnet=dict(nf=44, depths=(4,5,5), stem=44, bias=True, normal=(nasnet_normal, (0,*five)), reduction=(nasnet_reduction, five[1:]),
-    note='NASNet-A with the published size: 44 channels, 4 normal cells a stage, biases; no auxiliary classifier, no ScheduledDropPath.'))
+register_models('nas', cell_net, '1707.07012',
+    nasnet=dict(nf=44, depths=(4,5,5), stem=44, bias=True, normal=(nasnet_normal, (0,*five)),
+        reduction=(nasnet_reduction, five[1:]),
+        note='NASNet-A with the published size: 44 channels, 4 normal cells a stage, biases; no auxiliary '
+        'classifier, no ScheduledDropPath.'))
 
 # %% ../../nbs/36_zoo.nas.ipynb #92f9c74b
-register_models('nas', cell_net, '1712.00559', pnasnet=dict(nf=48, depths=(3,3,3), stem=144, normal=(pnasnet_cell, five), reduction=(pnasnet_cell, five),
-    note='PNASNet-5, N=3, F=48; no auxiliary classifier, no ScheduledDropPath.'))
+register_models('nas', cell_net, '1712.00559',
+    pnasnet=dict(nf=48, depths=(3,3,3), stem=144, normal=(pnasnet_cell, five), reduction=(pnasnet_cell, five),
+        note='PNASNet-5, N=3, F=48; no auxiliary classifier, no ScheduledDropPath.'))

@@ -27,11 +27,14 @@ def lenet(
     a,b,side = 6*scale,16*scale,32
     for _ in range(2): side = (side if pad else side-ks+1)//2
     convs = [conv(in_chans, a), nn.MaxPool2d(2), conv(a, b), nn.MaxPool2d(2), nn.Flatten()]
-    return nn.Sequential(*convs, nn.Linear(b*side*side, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, n_out))
+    return nn.Sequential(*convs, nn.Linear(b*side*side, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
+        nn.Linear(84, n_out))
 
 # %% ../../nbs/31_zoo.plain.ipynb #a8cb7c69
-register_models('plain', lenet, '', lenet=dict(note='LeCun et al. 1998, with three input channels, ReLU for tanh, max-pools for trained averages and a linear last layer'),
-    **{f'toynet_s{s}_k{k}':dict(scale=s, ks=k, pad=True, note='LeNet with padded convolutions, scaled') for s,k in product((1, 4, 16), (3, 5))})
+register_models('plain', lenet, '', lenet=dict(note='LeCun et al. 1998, with three input channels, ReLU for tanh, '
+    'max-pools for trained averages and a linear last layer'),
+    **{f'toynet_s{s}_k{k}':dict(scale=s, ks=k, pad=True, note='LeNet with padded convolutions, scaled')
+        for s,k in product((1, 4, 16), (3, 5))})
 
 # %% ../../nbs/31_zoo.plain.ipynb #b67c0d54
 def vgg(
@@ -51,6 +54,9 @@ def vgg(
 def _depths(*depths): return tuple((nf,)*d for nf,d in zip((64,128,256,512,512), depths))
 
 _note = 'BatchNorm, and one linear layer of 512 for the two of 4096'
-register_models('plain', vgg, '1409.1556', vgg=dict(widths=_depths(1,1,2,2,2), note=_note), vgg13=dict(widths=_depths(2,2,2,2,2), note=_note),
+register_models('plain', vgg, '1409.1556', vgg=dict(widths=_depths(1,1,2,2,2), note=_note),
+    vgg13=dict(widths=_depths(2,2,2,2,2), note=_note),
     vgg16=dict(widths=_depths(2,2,3,3,3), note=_note), vgg19=dict(widths=_depths(2,2,4,4,4), note=_note))
-register_models('plain', vgg, '', ToyNet=dict(widths=((6,12), (24,24), (48,96,192), (384,)*4, (768,)*5, (768,)*6), note='no paper: a VGG of 22 convolutions'))
+register_models('plain', vgg, '',
+    ToyNet=dict(widths=((6,12), (24,24), (48,96,192), (384,)*4, (768,)*5, (768,)*6),
+        note='no paper: a VGG of 22 convolutions'))

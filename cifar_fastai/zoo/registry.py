@@ -40,12 +40,14 @@ def register_models(
     family:str, # plain, residual, mobile, multipath, inception, nas, transformer or hybrid
     build, # called with `n_out`, `in_chans` and a row's arguments
     paper:str, # arXiv id, for rows that give none (key `paper`)
-    **table, # name -> dict of arguments (with `paper` and `note` where needed), or the name of the row that this is an alias of
+    **table, # name -> dict of arguments (with `paper` and `note` where needed), or the name that this is an alias of
 ):
     "Register the rows of a family"
     for name,cfg in table.items():
         if isinstance(cfg, str): row = backbones[cfg]
-        else: row = Backbone(name, family, build, {k:v for k,v in cfg.items() if k not in ('paper', 'note')}, cfg.get('paper', paper), cfg.get('note', ''))
+        else:
+            row = Backbone(name, family, build, {k:v for k,v in cfg.items() if k not in ('paper', 'note')},
+                cfg.get('paper', paper), cfg.get('note', ''))
         backbones.register(row, name)
 
 # %% ../../nbs/30_zoo.registry.ipynb #ec61a10e
@@ -54,9 +56,11 @@ def list_models(
     family:str|None=None, # only this family
 )->list: # sorted names
     "The names that `create_model` takes"
-    if not isinstance(pattern, str): raise UserError(f"pattern is {short(pattern)}: it must be a pattern of names, such as 'resnet*'.")
+    if not isinstance(pattern, str):
+        raise UserError(f"pattern is {short(pattern)}: it must be a pattern of names, such as 'resnet*'.")
     families = sorted({o.family for o in backbones.values()})
-    if family is not None and (not isinstance(family, str) or family not in families): raise unknown('family', family, families)
+    if family is not None and (not isinstance(family, str) or family not in families):
+        raise unknown('family', family, families)
     return sorted(k for k,v in backbones.items() if fnmatch(k, pattern) and family in (None, v.family))
 
 # %% ../../nbs/30_zoo.registry.ipynb #90b17bf8
@@ -79,7 +83,8 @@ def _timm(n_out, in_chans, model, **kwargs):
 # %% ../../nbs/30_zoo.registry.ipynb #f7012b98
 def find_model(name:str)->Backbone:
     "The row called `name`"
-    if not isinstance(name, str): raise UserError(f"The backbone is {short(name)}: it must be a name, such as 'resnet20'.")
+    if not isinstance(name, str):
+        raise UserError(f"The backbone is {short(name)}: it must be a name, such as 'resnet20'.")
     if name.startswith('timm:'): return _find_timm(name)
     return backbones[name]
 
@@ -98,7 +103,8 @@ def create_model(
     **overrides, # replace arguments of the row
 )->nn.Module: # takes (b, in_chans, 32, 32), returns (b, n_out)
     "The backbone called `name`, with weights drawn anew"
-    n_out,in_chans = check_range('n_out', n_out, 1, 10**5, whole=True),check_range('in_chans', in_chans, 1, 1000, whole=True)
+    n_out = check_range('n_out', n_out, 1, 10**5, whole=True)
+    in_chans = check_range('in_chans', in_chans, 1, 1000, whole=True)
     row = find_model(name)
     for k,v in overrides.items(): _check_numbers(k, v)
     try: return row(n_out, in_chans, **overrides)
@@ -130,7 +136,8 @@ class Summary:
         return '\n'.join(head + body + [f'| **all** | | **{self.params:,}** | **{self.macs/1e6:,.1f}M** |'])
 
     def __str__(self):
-        r = [('stage', 'output', 'parameters', 'MACs')] + [(n, 'x'.join(map(str, s)), f'{p:,}', f'{m/1e6:,.1f}M') for n,s,p,m in self.stages]
+        r = [('stage', 'output', 'parameters', 'MACs')] + [(n, 'x'.join(map(str, s)), f'{p:,}', f'{m/1e6:,.1f}M')
+            for n,s,p,m in self.stages]
         r.append(('all', '', f'{self.params:,}', f'{self.macs/1e6:,.1f}M'))
         w = [max(len(o[i]) for o in r) for i in range(4)]
         return '\n'.join(f'{a:<{w[0]}}  {b:<{w[1]}}  {c:>{w[2]}}  {d:>{w[3]}}' for a,b,c,d in r)
@@ -143,7 +150,8 @@ def model_summary(
 )->Summary:
     "Stages, output shapes, parameters and multiply-accumulates of `model` for one image"
     from torch.utils.flop_counter import FlopCounterMode
-    if not isinstance(size, (tuple, list)) or len(size)!=3: raise UserError(f'size is {short(size)}: it must be channels, height and width, such as (3, 32, 32).')
+    if not isinstance(size, (tuple, list)) or len(size)!=3:
+        raise UserError(f'size is {short(size)}: it must be channels, height and width, such as (3, 32, 32).')
     size = [check_range('size', o, 1, 4096, whole=True) for o in size]
     if not isinstance(model, nn.Module):
         with torch.device('meta'): model = create_model(model, in_chans=size[0])
@@ -158,7 +166,8 @@ def model_summary(
         raise UserError(f"The network does not take images of {'x'.join(map(str, size))}: {short(str(e))}.") from e
     for h in hooks: h.remove()
     flops = {k.split('.', 1)[-1]:sum(v.values())//2 for k,v in counter.get_flop_counts().items()}
-    stages = [(n, shapes.get(n, ()), sum(p.numel() for p in m.parameters()), flops.get(n, 0)) for n,m in kids if n in shapes]
+    stages = [(n, shapes.get(n, ()), sum(p.numel() for p in m.parameters()), flops.get(n, 0)) for n,m in kids
+        if n in shapes]
     return Summary(stages, sum(p.numel() for p in model.parameters()), flops.get('Global', 0))
 
 # %% ../../nbs/30_zoo.registry.ipynb #19969ee5
@@ -198,18 +207,22 @@ def zoo_table(
         row = backbones[name]
         ref = contract.get(row.name, {})
         confirmed = ref.get('independent_reference') or ref.get('confirmed_by', '')
-        res.append(dict(name=name, family=row.family, **_cost(row, ref.get('gmacs')), paper=row.paper, confirmed_by=confirmed, published=top1.get(name, '')))
+        res.append(dict(name=name, family=row.family, **_cost(row, ref.get('gmacs')), paper=row.paper,
+            confirmed_by=confirmed, published=top1.get(name, '')))
     return res
 
 # %% ../../nbs/30_zoo.registry.ipynb #da5f215d
 class Rows(list):
     "Backbones that a notebook shows as a table"
     def _repr_markdown_(self):
-        contract,lines = zoo_contract(),['name | built by | parameters | GMACs | paper | departs from the paper', '--- | --- | --: | --: | --- | ---']
+        contract = zoo_contract()
+        lines = ['name | built by | parameters | GMACs | paper | departs from the paper',
+            '--- | --- | --: | --: | --- | ---']
         for o in self:
             cost = _cost(o, contract.get(o.name, {}).get('gmacs'))
             paper = f'[{o.paper}](https://arxiv.org/abs/{o.paper})' if o.paper else ''
-            lines.append(' | '.join((o.name, f'`{o.build.__name__}`', f"{cost['params']:,}", f"{cost['gmacs']:.3f}", paper, o.note.rstrip('.'))))
+            lines.append(' | '.join((o.name, f'`{o.build.__name__}`', f"{cost['params']:,}", f"{cost['gmacs']:.3f}",
+                paper, o.note.rstrip('.'))))
         return '\n'.join(f'| {o} |' for o in lines)
     __repr__ = _repr_markdown_
 

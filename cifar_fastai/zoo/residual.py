@@ -43,7 +43,8 @@ def bottleneck_branch(
 )->list: # of layers
     "1x1, 3x3 in `groups`, 1x1 (1512.03385, 1611.05431)"
     nh = groups*(nf*base//256)
-    return [ConvBNAct(ni, nh, 1), ConvBNAct(nh, nh, stride=stride, groups=groups), ConvBNAct(nh, nf, 1, norm=norm, act=None)]
+    return [ConvBNAct(ni, nh, 1), ConvBNAct(nh, nh, stride=stride, groups=groups),
+        ConvBNAct(nh, nf, 1, norm=norm, act=None)]
 
 # %% ../../nbs/32_zoo.residual.ipynb #246e5eae
 def reg_branch(
@@ -79,7 +80,8 @@ def preact_block(
     branch=basic_branch, # called with `ni`, `nf`, `stride`, `norm`; a list of layers
 )->PreActResidual:
     "Norm, ReLU, branch, sum (1603.05027)"
-    return PreActResidual(norm_act(ni), nn.Sequential(*branch(ni, nf, stride, norm=None)), proj_shortcut(ni, nf, stride, norm=None))
+    return PreActResidual(norm_act(ni), nn.Sequential(*branch(ni, nf, stride, norm=None)),
+        proj_shortcut(ni, nf, stride, norm=None))
 
 # %% ../../nbs/32_zoo.residual.ipynb #a4b12e7f
 def pyramid_block(
@@ -126,7 +128,8 @@ def stages(
     strides, # of the first block of each stage
 )->list: # of `nn.Sequential`, one a stage
     "Stages of residual blocks"
-    blocks = [[block(i if j==0 else nf, nf, s if j==0 else 1) for j in range(d)] for (i,nf),d,s in zip(pairwise((ni, *widths)), depths, strides)]
+    blocks = [[block(i if j==0 else nf, nf, s if j==0 else 1) for j in range(d)]
+        for (i,nf),d,s in zip(pairwise((ni, *widths)), depths, strides)]
     return [nn.Sequential(*o) for o in blocks]
 
 # %% ../../nbs/32_zoo.residual.ipynb #5665eb40
@@ -144,27 +147,33 @@ def resnet(
 )->nn.Sequential:
     "ResNet with a 3x3 stem (1512.03385)"
     block = partial(res_block, branch=branch, after=after)
-    model = nn.Sequential(ConvBNAct(in_chans, stem), *stages(block, stem, widths, depths, strides), pool_head(widths[-1], n_out))
+    model = nn.Sequential(ConvBNAct(in_chans, stem), *stages(block, stem, widths, depths, strides),
+        pool_head(widths[-1], n_out))
     if p: regularize_branches(model, p)
     return kaiming_init_(model, **init) if init else model
 
 # %% ../../nbs/32_zoo.residual.ipynb #4a58b001
 _stem = '3x3 stem without a pool for 32x32 images'
 _three,_flat = dict(strides=(1,2,2)),dict(note=_stem)
-_deep = dict(widths=(256,512,1024,2048), branch=bottleneck_branch, note=f'{_stem}; the stride in the 3x3 convolution, as in torchvision')
-register_models('residual', resnet, '1512.03385', resnet18=dict(depths=(2,2,2,2), **_flat), resnet34=dict(depths=(3,4,6,3), **_flat), resnet50=dict(depths=(3,4,6,3), **_deep),
+_deep = dict(widths=(256,512,1024,2048), branch=bottleneck_branch,
+    note=f'{_stem}; the stride in the 3x3 convolution, as in torchvision')
+register_models('residual', resnet, '1512.03385', resnet18=dict(depths=(2,2,2,2), **_flat),
+    resnet34=dict(depths=(3,4,6,3), **_flat), resnet50=dict(depths=(3,4,6,3), **_deep),
     resnet101=dict(depths=(3,4,23,3), **_deep), resnet152=dict(depths=(3,8,36,3), **_deep),
-    resnet20=dict(depths=(3,3,3), widths=(16,32,64), stem=16, init=dict(mode='fan_in', types=(nn.Conv2d, nn.Linear)), **_three,
+    resnet20=dict(depths=(3,3,3), widths=(16,32,64), stem=16,
+        init=dict(mode='fan_in', types=(nn.Conv2d, nn.Linear)), **_three,
         note='projection shortcuts (option B), the paper pads with zeros (option A): 272,474 parameters, not 269,722'))
 
 # %% ../../nbs/32_zoo.residual.ipynb #6f62e580
 register_models('residual', resnet, '1603.09382', stochastic_depth_resnet18=dict(depths=(2,2,2,2), p=0.5,
-    note='one gate an image, not one a batch; kept branches are divided by their survival in training instead of multiplied by it in eval mode'))
+    note='one gate an image, not one a batch; kept branches are divided by their survival in training '
+    'instead of multiplied by it in eval mode'))
 
 # %% ../../nbs/32_zoo.residual.ipynb #2b9b8833
 def _se(nf): return SEModule(nf, max(nf//16, 8)) # at least 8 hidden channels, as timm has it
 
-register_models('residual', resnet, '1709.01507', senet=dict(depths=(2,2,2,2), after=_se, **_flat), seresnet34=dict(depths=(3,4,6,3), after=_se, **_flat),
+register_models('residual', resnet, '1709.01507', senet=dict(depths=(2,2,2,2), after=_se, **_flat),
+    seresnet34=dict(depths=(3,4,6,3), after=_se, **_flat),
     seresnet50=dict(depths=(3,4,6,3), after=_se, **_deep))
 
 # %% ../../nbs/32_zoo.residual.ipynb #1181db88
@@ -188,8 +197,9 @@ class GatherExcite(SEModule):
 # %% ../../nbs/32_zoo.residual.ipynb #c8698bf0
 def _ge(nf): return GatherExcite(nf, 8192//nf)
 
-register_models('residual', resnet, '1810.12348', ge_resnext29_8x64d=dict(branch=partial(bottleneck_branch, groups=8), after=_ge, init=dict(mode='fan_in'), **_next29,
-    note='in ResNeXt-29, the paper has it in ResNet'))
+register_models('residual', resnet, '1810.12348',
+    ge_resnext29_8x64d=dict(branch=partial(bottleneck_branch, groups=8), after=_ge, init=dict(mode='fan_in'), **_next29,
+        note='in ResNeXt-29, the paper has it in ResNet'))
 
 # %% ../../nbs/32_zoo.residual.ipynb #09e2f6ad
 class SPP(nn.Module):
@@ -209,14 +219,21 @@ class SPP(nn.Module):
 
 # %% ../../nbs/32_zoo.residual.ipynb #38fec641
 _pyramids = dict(N=None, A=[3], B=[5], C=[7], D=[3,5,7])
-def _pools(sizes): return f"max-pools of {', '.join(map(str, sizes))} at the end of every branch" if sizes else 'plain branches'
+def _pools(sizes):
+    if not sizes: return 'plain branches'
+    return f"max-pools of {', '.join(map(str, sizes))} at the end of every branch"
 
-register_models('residual', resnet, '1611.05431', **{f'spp_d{d}_p{k}':dict(depths=((d-2)//9,)*3, widths=(256,512,1024), branch=partial(bottleneck_branch, groups=16, base=8),
-    after=v and partial(SPP, sizes=v), init=dict(mode='fan_in'), note=f'no paper: ResNeXt 16x8d with {_pools(v)}', **_three) for d in (11, 20, 29) for k,v in _pyramids.items()})
+register_models('residual', resnet, '1611.05431',
+    **{f'spp_d{d}_p{k}':dict(depths=((d-2)//9,)*3, widths=(256,512,1024),
+        branch=partial(bottleneck_branch, groups=16, base=8),
+        after=v and partial(SPP, sizes=v), init=dict(mode='fan_in'), note=f'no paper: ResNeXt 16x8d with {_pools(v)}',
+        **_three) for d in (11, 20, 29) for k,v in _pyramids.items()})
 
 # %% ../../nbs/32_zoo.residual.ipynb #19bd1b93
-_reg = dict(strides=(1,1,2,2), note='3x3 stem of 64 channels, the first two stages at stride 1; the ImageNet network has 32 and stride 2 everywhere')
-register_models('residual', resnet, '2003.13678', regnet=dict(depths=(1,1,4,7), widths=(24,56,152,368), branch=reg_branch, **_reg),
+_reg = dict(strides=(1,1,2,2), note='3x3 stem of 64 channels, the first two stages at stride 1; the ImageNet '
+    'network has 32 and stride 2 everywhere')
+register_models('residual', resnet, '2003.13678',
+    regnet=dict(depths=(1,1,4,7), widths=(24,56,152,368), branch=reg_branch, **_reg),
     regnetx_400mf=dict(depths=(1,2,7,12), widths=(32,64,160,384), branch=partial(reg_branch, width=16), **_reg),
     regnety_400mf=dict(depths=(1,3,6,6), widths=(48,104,208,440), branch=partial(reg_branch, se=True), **_reg))
 
@@ -233,16 +250,21 @@ def preact_resnet(
 )->nn.Sequential:
     "Pre-activation ResNet (1603.05027)"
     blocks = stages(partial(preact_block, branch=branch), stem, widths, depths, strides)
-    model = nn.Sequential(ConvBNAct(in_chans, stem, norm=None, act=None), *blocks, norm_act(widths[-1]), pool_head(widths[-1], n_out))
+    model = nn.Sequential(ConvBNAct(in_chans, stem, norm=None, act=None), *blocks, norm_act(widths[-1]),
+        pool_head(widths[-1], n_out))
     return kaiming_init_(model, **init) if init else model
 
 # %% ../../nbs/32_zoo.residual.ipynb #447df493
-register_models('residual', preact_resnet, '1603.05027', preact_resnet=dict(depths=(2,2,2,2), **_flat), preact_resnet34=dict(depths=(3,4,6,3), **_flat),
+register_models('residual', preact_resnet, '1603.05027', preact_resnet=dict(depths=(2,2,2,2), **_flat),
+    preact_resnet34=dict(depths=(3,4,6,3), **_flat),
     preact_resnet50=dict(depths=(3,4,6,3), **_deep), preact_resnet101=dict(depths=(3,4,23,3), **_deep))
 
 _wide = dict(stem=16, init=dict(mode='fan_out'), **_three)
-register_models('residual', preact_resnet, '1605.07146', wideresnet=dict(depths=(4,4,4), widths=(160,320,640), branch=partial(basic_branch, drop=0.3), **_wide), wrn28_10='wideresnet',
-    wrn16_8=dict(depths=(2,2,2), widths=(128,256,512), **_wide), wrn40_2=dict(depths=(6,6,6), widths=(32,64,128), **_wide))
+register_models('residual', preact_resnet, '1605.07146',
+    wideresnet=dict(depths=(4,4,4), widths=(160,320,640), branch=partial(basic_branch, drop=0.3), **_wide),
+    wrn28_10='wideresnet',
+    wrn16_8=dict(depths=(2,2,2), widths=(128,256,512), **_wide),
+    wrn40_2=dict(depths=(6,6,6), widths=(32,64,128), **_wide))
 
 # %% ../../nbs/32_zoo.residual.ipynb #5f53139b
 def shake_resnet(
@@ -253,11 +275,13 @@ def shake_resnet(
 )->nn.Sequential:
     "Shake-shake ResNet (1705.07485)"
     widths = (width, 2*width, 4*width)
-    model = nn.Sequential(ConvBNAct(in_chans, 16, act=None), *stages(shake_block, 16, widths, depths, (1,2,2)), nn.ReLU(), pool_head(widths[-1], n_out))
+    model = nn.Sequential(ConvBNAct(in_chans, 16, act=None), *stages(shake_block, 16, widths, depths, (1,2,2)),
+        nn.ReLU(), pool_head(widths[-1], n_out))
     nn.init.zeros_(model[-1][-1].bias)
     return kaiming_init_(model, 'fan_in')
 
-register_models('residual', shake_resnet, '1705.07485', shake_resnet26_2x32d=dict(width=32), shake_resnet26_2x64d=dict(width=64))
+register_models('residual', shake_resnet, '1705.07485', shake_resnet26_2x32d=dict(width=32),
+    shake_resnet26_2x64d=dict(width=64))
 
 # %% ../../nbs/32_zoo.residual.ipynb #312a2835
 def pyramidnet(
@@ -271,13 +295,15 @@ def pyramidnet(
 )->nn.Sequential:
     "PyramidNet (1610.02915), with ShakeDrop (1802.02375) where `p` is not 0"
     widths = [expansion*round(16 + alpha*(i+1)/(3*n)) for i in range(3*n)]
-    blocks = [pyramid_block(ni, nf, 2 if i in (n, 2*n) else 1, branch) for i,(ni,nf) in enumerate(pairwise((16, *widths)))]
+    blocks = [pyramid_block(ni, nf, 2 if i in (n, 2*n) else 1, branch)
+        for i,(ni,nf) in enumerate(pairwise((16, *widths)))]
     parts = [nn.Sequential(*o) for o in chunked(blocks, n)]
     model = nn.Sequential(ConvBNAct(in_chans, 16, act=None), *parts, norm_act(widths[-1]), pool_head(widths[-1], n_out))
     if p: regularize_branches(model, p, ShakeDropLayer)
     return kaiming_init_(model)
 
-register_models('residual', pyramidnet, '1610.02915', pyramidnet110=dict(n=18, alpha=48, note='the smallest of the paper, of 1.7M'),
+register_models('residual', pyramidnet, '1610.02915',
+    pyramidnet110=dict(n=18, alpha=48, note='the smallest of the paper, of 1.7M'),
     pyramidnet272=dict(n=30, alpha=200, branch=bottleneck_branch, expansion=4, p=0.5, paper='1802.02375',
         note='ShakeDrop draws its gate for each image; the linear decay reaches 1/2 at the last of the 90 blocks'))
 
@@ -303,6 +329,7 @@ def resnet9(
     def res(nf): return Residual(nn.Sequential(ConvBNAct(nf, nf), ConvBNAct(nf, nf)))
     a,b,c,d = widths
     parts = [nn.Sequential(*o) for o in (stage(a, b) + [res(b)], stage(b, c), stage(c, d) + [res(d)])]
-    return nn.Sequential(ConvBNAct(in_chans, a), *parts, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(d, n_out, bias=False), Scale(scale))
+    return nn.Sequential(ConvBNAct(in_chans, a), *parts, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(d, n_out, bias=False),
+        Scale(scale))
 
 register_models('residual', resnet9, '', resnet9=dict(note='no paper: the network of the myrtle.ai series'))

@@ -53,7 +53,7 @@ def shake_drop(
     training:bool=True, # `False`: the expectation
     generator:torch.Generator|None=None, # on the device of `x`; default torch's own
 ):
-    "With probability `p` multiply an image's branch by one random number forward and another backward (ShakeDrop, 1802.02375)"
+    "ShakeDrop: with probability `p`, scale a branch by random numbers, others in the backward pass (1802.02375)"
     check_range('p', p, 0, 1)
     alpha,beta = check_span('alpha', alpha, -10, 10),check_span('beta', beta, -10, 10)
     if not training: return x * (1-p + p*sum(alpha)/2)
@@ -92,7 +92,8 @@ class ShakeDropLayer(nn.Module):
         beta=(0.,1.), # range of the backward factor
     ):
         super().__init__()
-        self.p,self.alpha,self.beta = check_range('p', p, 0, 1),check_span('alpha', alpha, -10, 10),check_span('beta', beta, -10, 10)
+        self.p,self.alpha = check_range('p', p, 0, 1),check_span('alpha', alpha, -10, 10)
+        self.beta = check_span('beta', beta, -10, 10)
 
     def forward(self, x): return shake_drop(x, self.p, self.alpha, self.beta, self.training)
     def extra_repr(self): return f'p={self.p:.3g}, alpha={self.alpha}, beta={self.beta}'
@@ -146,7 +147,8 @@ class BranchTrick(Trick):
     def check(self):
         ms = list(self.model.modules())
         if not any(isinstance(m, Residual) for m in ms):
-            raise UserError(f'{self!r} works on the branches of Residual blocks, and this {type(self.model).__name__} has none: use a residual network.')
+            raise UserError(f'{self!r} works on the branches of Residual blocks, and this {type(self.model).__name__} '
+                'has none: use a residual network.')
         own = first(m for m in ms if isinstance(m, (ShakeDropLayer, ShakeShakeLayer, StochasticDepthLayer)))
         if own is not None: raise UserError(f'This network has {own} in its branches already: use it without {self!r}.')
 
@@ -183,7 +185,9 @@ class ShakeDrop(BranchTrick):
         alpha=(-1.,1.), # range of the forward factor
         beta=(0.,1.), # range of the backward factor
     ):
-        p,self.alpha,self.beta = check_range('p', p, 0, 1),check_span('alpha', alpha, -10, 10),check_span('beta', beta, -10, 10)
+        p,self.alpha = check_range('p', p, 0, 1),check_span('alpha', alpha, -10, 10)
+        self.beta = check_span('beta', beta, -10, 10)
         self.p = _some_left(p, 1-p+p*sum(self.alpha)/2)
 
-    def _disturb(self, y, p): return shake_drop(y, p, self.alpha, self.beta, generator=self.gen(y)) / (1-p + p*sum(self.alpha)/2)
+    def _disturb(self, y, p):
+        return shake_drop(y, p, self.alpha, self.beta, generator=self.gen(y)) / (1-p + p*sum(self.alpha)/2)

@@ -57,12 +57,15 @@ def vit(
 )->nn.Sequential:
     "Vision transformer (2010.11929)"
     norm = partial(nn.LayerNorm, eps=1e-6)
-    embed = nn.Sequential(nn.Conv2d(in_chans, dim, patch, patch), Rearrange('b c y x -> b (y x) c'), AddClassToken(dim), Positions((size//patch)**2+1, dim))
+    embed = nn.Sequential(nn.Conv2d(in_chans, dim, patch, patch), Rearrange('b c y x -> b (y x) c'), AddClassToken(dim),
+        Positions((size//patch)**2+1, dim))
     blocks = nn.Sequential(*[transformer_block(dim, Attention(dim, heads), 4*dim, norm=norm) for _ in range(depth)])
     return trunc_init_(nn.Sequential(embed, blocks, norm(dim), ClassToken(), nn.Linear(dim, n_out)))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #7415c778
-register_models('transformer', vit, '2010.11929', vision_transformer=dict(dim=384, depth=7, heads=8, note='4x4 patches; width, depth and heads of the published weights'))
+register_models('transformer', vit, '2010.11929',
+    vision_transformer=dict(dim=384, depth=7, heads=8, note='4x4 patches; width, depth '
+        'and heads of the published weights'))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #91ee6c3d
 def windows(
@@ -108,7 +111,8 @@ class WindowAttention(RelativeAttention):
 # %% ../../nbs/37_zoo.transformer.ipynb #1bd1698a
 def patch_merge(dim:int)->nn.Sequential:
     "Halves the map and doubles the width `dim` (2103.14030)"
-    return nn.Sequential(Rearrange('b (y p) (x q) c -> b y x (q p c)', p=2, q=2), nn.LayerNorm(4*dim), nn.Linear(4*dim, 2*dim, bias=False))
+    return nn.Sequential(Rearrange('b (y p) (x q) c -> b y x (q p c)', p=2, q=2), nn.LayerNorm(4*dim),
+        nn.Linear(4*dim, 2*dim, bias=False))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #b2197f83
 def swin_blocks(
@@ -141,12 +145,14 @@ def swin(
         merge = [patch_merge(dim)] if i else []
         if i: dim,size = dim*2,size//2
         stages.append(nn.Sequential(*merge, *swin_blocks(dim, depth, h, size, window)))
-    return trunc_init_(nn.Sequential(embed, *stages, nn.LayerNorm(dim), Reduce('b y x c -> b c', 'mean'), nn.Linear(dim, n_out)))
+    return trunc_init_(nn.Sequential(embed, *stages, nn.LayerNorm(dim), Reduce('b y x c -> b c', 'mean'),
+        nn.Linear(dim, n_out)))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #c332a533
 _note = '2x2 patches and 4x4 windows for 32x32 images; no stochastic depth of its own'
 register_models('transformer', swin, '2103.14030', swin_t=dict(depths=(2,2,6,2), heads=(3,6,12,24), note=_note),
-    swin_s=dict(depths=(2,2,18,2), heads=(3,6,12,24), note=_note), swin_b=dict(depths=(2,2,18,2), heads=(4,8,16,32), dim=128, note=_note))
+    swin_s=dict(depths=(2,2,18,2), heads=(3,6,12,24), note=_note),
+    swin_b=dict(depths=(2,2,18,2), heads=(4,8,16,32), dim=128, note=_note))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #b326f50a
 class ConvAttention(nn.Module):
@@ -158,7 +164,8 @@ class ConvAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.q = nn.Sequential(ConvBNAct(dim, dim, groups=dim, act=None), nn.Conv2d(dim, dim, 1, bias=False))
-        self.kv = nn.Sequential(ConvBNAct(dim, dim, stride=2, groups=dim, act=None), nn.Conv2d(dim, 2*dim, 1, bias=False))
+        self.kv = nn.Sequential(ConvBNAct(dim, dim, stride=2, groups=dim, act=None),
+            nn.Conv2d(dim, 2*dim, 1, bias=False))
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x):
@@ -176,7 +183,9 @@ def cvt_stage(
 )->nn.Sequential:
     "A convolution that makes the map smaller, then transformer blocks on maps, with heads of 64 (2103.15808)"
     def norm(): return OnTokens(nn.LayerNorm(nf))
-    def block(): return nn.Sequential(Residual(nn.Sequential(norm(), ConvAttention(nf, nf//64))), Residual(OnTokens(nn.LayerNorm(nf), MLP(nf, 4*nf))))
+    def block():
+        return nn.Sequential(Residual(nn.Sequential(norm(), ConvAttention(nf, nf//64))),
+            Residual(OnTokens(nn.LayerNorm(nf), MLP(nf, 4*nf))))
     return nn.Sequential(nn.Conv2d(ni, nf, 3, stride, 1), norm(), *[block() for _ in range(depth)])
 
 # %% ../../nbs/37_zoo.transformer.ipynb #fde92c45
@@ -192,7 +201,8 @@ def cvt(
 
 # %% ../../nbs/37_zoo.transformer.ipynb #070c69ce
 register_models('transformer', cvt, '2103.15808', cvt=dict(depths=(1,2,10), widths=(64,192,384),
-    note='CvT-13 with a first convolution of 3x3 (not 7x7) and the mean over the map (not a class token and a norm): the published weights have it so'))
+    note='CvT-13 with a first convolution of 3x3 (not 7x7) and the mean over the map (not a class token and a '
+    'norm): the published weights have it so'))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #4d649522
 class SeqPool(nn.Module):
@@ -225,9 +235,12 @@ def cct(
 )->nn.Sequential:
     "Compact convolutional transformer with a 3x3 tokenizer (2104.05704)"
     conv = kaiming_init_(ConvBNAct(in_chans, dim, norm=None), 'fan_in')
-    embed = nn.Sequential(conv, nn.MaxPool2d(3, 2, 1), Rearrange('b c y x -> b (y x) c'), Positions((size//2)**2, dim, 0.2))
+    embed = nn.Sequential(conv, nn.MaxPool2d(3, 2, 1), Rearrange('b c y x -> b (y x) c'),
+        Positions((size//2)**2, dim, 0.2))
     blocks = nn.Sequential(*[cct_block(dim, heads, dim*mlp_ratio) for _ in range(depth)])
-    return trunc_init_(nn.Sequential(embed, blocks, nn.LayerNorm(dim), SeqPool(dim), nn.Linear(dim, n_out)), types=nn.Linear)
+    return trunc_init_(nn.Sequential(embed, blocks, nn.LayerNorm(dim), SeqPool(dim), nn.Linear(dim, n_out)),
+        types=nn.Linear)
 
 # %% ../../nbs/37_zoo.transformer.ipynb #fec3edb9
-register_models('transformer', cct, '2104.05704', cct_7_3x1=dict(dim=256, depth=7, heads=4, mlp_ratio=2, note='no dropout and no stochastic depth of its own'))
+register_models('transformer', cct, '2104.05704',
+    cct_7_3x1=dict(dim=256, depth=7, heads=4, mlp_ratio=2, note='no dropout and no stochastic depth of its own'))

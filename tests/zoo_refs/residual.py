@@ -5,30 +5,41 @@ from torch import nn
 from . import Reference
 
 # our Sequential's numbers to the names of each package; the head is `N.1.`, the stem `0.`
-tv_rules = [(r'^0\.0\.', 'conv1.'), (r'^0\.1\.', 'bn1.'), (r'^5\.1\.', 'fc.'), (r'^([1-4])\.', r'layer\1.'), (r'shortcut\.', 'downsample.')]
+tv_rules = [(r'^0\.0\.', 'conv1.'), (r'^0\.1\.', 'bn1.'), (r'^5\.1\.', 'fc.'), (r'^([1-4])\.', r'layer\1.'),
+    (r'shortcut\.', 'downsample.')]
 tv_rules += [(r'branch\.\d\.(fc\d)\.', r'se.\1.')]
-tv_rules += [(r'branch\.(\d)\.0\.', lambda m: f'conv{int(m[1])+1}.'), (r'branch\.(\d)\.1\.', lambda m: f'bn{int(m[1])+1}.')]
+tv_rules += [(r'branch\.(\d)\.0\.', lambda m: f'conv{int(m[1])+1}.'),
+    (r'branch\.(\d)\.1\.', lambda m: f'bn{int(m[1])+1}.')]
 
 units = [(r'^([1-4])\.(\d+)\.', lambda m: f'features.stage{m[1]}.unit{int(m[2])+1}.')]
-pcv_rules = [(r'^0\.0\.', 'features.init_block.conv.'), (r'^0\.1\.', 'features.init_block.bn.'), (r'^4\.1\.', 'output.')] + units
+pcv_rules = [(r'^0\.0\.', 'features.init_block.conv.'), (r'^0\.1\.', 'features.init_block.bn.'),
+    (r'^4\.1\.', 'output.')] + units
 pcv_rules += [(r'shortcut\.0\.', 'identity_conv.conv.'), (r'shortcut\.1\.', 'identity_conv.bn.')]
-pcv_rules += [(r'branch\.(\d)\.0\.', lambda m: f'body.conv{int(m[1])+1}.conv.'), (r'branch\.(\d)\.1\.', lambda m: f'body.conv{int(m[1])+1}.bn.')]
+pcv_rules += [(r'branch\.(\d)\.0\.', lambda m: f'body.conv{int(m[1])+1}.conv.'),
+    (r'branch\.(\d)\.1\.', lambda m: f'body.conv{int(m[1])+1}.bn.')]
 
 # a norm stands in front of its convolution: ours before the branch is their first, ours after convolution n is their n+1st
-pre_units = [(r'^0\.0\.', 'features.init_block.'), (r'shortcut\.0\.', 'identity_conv.'), (r'\.pre\.0\.', '.body.conv1.bn.')]
-pre_units += [(r'branch\.(\d)\.0\.', lambda m: f'body.conv{int(m[1])+1}.conv.'), (r'branch\.(\d)\.1\.', lambda m: f'body.conv{int(m[1])+2}.bn.')]
+pre_units = [(r'^0\.0\.', 'features.init_block.'), (r'shortcut\.0\.', 'identity_conv.'),
+    (r'\.pre\.0\.', '.body.conv1.bn.')]
+pre_units += [(r'branch\.(\d)\.0\.', lambda m: f'body.conv{int(m[1])+1}.conv.'),
+    (r'branch\.(\d)\.1\.', lambda m: f'body.conv{int(m[1])+2}.bn.')]
 def tail(n): return [(rf'^{n}\.0\.', 'features.post_activ.bn.'), (rf'^{n+1}\.1\.', 'output.')]
 wrn_rules,preact_rules = tail(4)+units+pre_units,tail(5)+units+pre_units
 dropped = [(r'branch\.2\.', 'branch.1.')] # dropout stands between the two convolutions
 
 # their last norm of a unit belongs to the unit; branch.0 is the norm in front
-pyr_units = [(r'^0\.0\.', 'features.init_block.conv.'), (r'^0\.1\.', 'features.init_block.bn.'), (r'branch\.0\.', 'body.conv1.bn.')]
-pyr_units += [(r'branch\.(\d)\.0\.', r'body.conv\1.conv.'), (r'branch\.(\d)\.1\.', lambda m: f'body.conv{int(m[1])+1}.bn.')]
+pyr_units = [(r'^0\.0\.', 'features.init_block.conv.'), (r'^0\.1\.', 'features.init_block.bn.'),
+    (r'branch\.0\.', 'body.conv1.bn.')]
+pyr_units += [(r'branch\.(\d)\.0\.', r'body.conv\1.conv.'),
+    (r'branch\.(\d)\.1\.', lambda m: f'body.conv{int(m[1])+1}.bn.')]
 def pyr_rules(n): return tail(4)+units+pyr_units+[(rf'body\.conv{n+1}\.', '')]
 
-reg_rules = [(r'^0\.0\.', 'stem.conv.'), (r'^0\.1\.', 'stem.bn.'), (r'^5\.1\.', 'head.fc.'), (r'^([1-4])\.(\d+)\.', lambda m: f's{m[1]}.b{int(m[2])+1}.')]
-reg_rules += [(r'shortcut\.0\.', 'downsample.conv.'), (r'shortcut\.1\.', 'downsample.bn.'), (r'branch\.\d\.(fc\d)\.', r'se.\1.')]
-reg_rules += [(r'branch\.(\d)\.0\.', lambda m: f'conv{min(int(m[1]), 2)+1}.conv.'), (r'branch\.(\d)\.1\.', lambda m: f'conv{min(int(m[1]), 2)+1}.bn.')]
+reg_rules = [(r'^0\.0\.', 'stem.conv.'), (r'^0\.1\.', 'stem.bn.'), (r'^5\.1\.', 'head.fc.'),
+    (r'^([1-4])\.(\d+)\.', lambda m: f's{m[1]}.b{int(m[2])+1}.')]
+reg_rules += [(r'shortcut\.0\.', 'downsample.conv.'), (r'shortcut\.1\.', 'downsample.bn.'),
+    (r'branch\.\d\.(fc\d)\.', r'se.\1.')]
+reg_rules += [(r'branch\.(\d)\.0\.', lambda m: f'conv{min(int(m[1]), 2)+1}.conv.'),
+    (r'branch\.(\d)\.1\.', lambda m: f'conv{min(int(m[1]), 2)+1}.bn.')]
 
 def cifar_stem(m):
     'A torchvision or timm ResNet with the CIFAR stem'
@@ -87,10 +98,13 @@ def author_shake(width):
         for o in ('branch1', 'branch2', 'identity_branch'): hasattr(u, o) and relu_before(getattr(u, o))
     return m
 
-shake_rules = [(r'^0\.0\.', 'features.init_block.conv.'), (r'^0\.1\.', 'features.init_block.bn.'), (r'^5\.1\.', 'output.')] + units
-shake_rules += [(r'branch\.a\.', 'branch1.'), (r'branch\.b\.', 'branch2.'), (r'shortcut\.here\.', 'identity_branch.conv1.')]
+shake_rules = [(r'^0\.0\.', 'features.init_block.conv.'), (r'^0\.1\.', 'features.init_block.bn.'),
+    (r'^5\.1\.', 'output.')] + units
+shake_rules += [(r'branch\.a\.', 'branch1.'), (r'branch\.b\.', 'branch2.'),
+    (r'shortcut\.here\.', 'identity_branch.conv1.')]
 shake_rules += [(r'shortcut\.shifted\.', 'identity_branch.conv2.'), (r'shortcut\.bn\.', 'identity_branch.bn.')]
-shake_rules += [(r'(branch\d)\.(\d)\.0\.', lambda m: f'{m[1]}.conv{int(m[2])+1}.conv.'), (r'(branch\d)\.(\d)\.1\.', lambda m: f'{m[1]}.conv{int(m[2])+1}.bn.')]
+shake_rules += [(r'(branch\d)\.(\d)\.0\.', lambda m: f'{m[1]}.conv{int(m[2])+1}.conv.'),
+    (r'(branch\d)\.(\d)\.1\.', lambda m: f'{m[1]}.conv{int(m[2])+1}.bn.')]
 
 class HandGE(nn.Module):
     'Gather and excite as in the paper, no convolution in it'
@@ -135,26 +149,33 @@ def expect_shake(sd):
     res = dict(sd)
     for s in range(1, 4):
         for u in range(1, 31):
-            for o in ('weight', 'bias'): res[f'features.stage{s}.unit{u}.bn.{o}'] = sd[f'features.stage{s}.unit{u}.bn.{o}']*(1-((s-1)*30+u)/180)
+            for o in ('weight', 'bias'):
+                res[f'features.stage{s}.unit{u}.bn.{o}'] = sd[f'features.stage{s}.unit{u}.bn.{o}']*(1-((s-1)*30+u)/180)
     return res
 
 def confirm(build, rules, random=False, convert=None, **table):
     'References of the names in `table`, each with the arguments of `build`'
     return {k:Reference(partial(build, *v), rules, convert, random) for k,v in table.items()}
 
-references = confirm(tv_resnet, tv_rules, **{o:(o,) for o in ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152')})
+references = confirm(tv_resnet, tv_rules,
+    **{o:(o,) for o in ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152')})
 references |= confirm(tv_resnet, tv_rules, random=True, stochastic_depth_resnet18=('resnet18',))
-references |= confirm(timm_senet, tv_rules, senet=('BasicBlock', (2,2,2,2)), seresnet34=('BasicBlock', (3,4,6,3)), seresnet50=('Bottleneck', (3,4,6,3)))
+references |= confirm(timm_senet, tv_rules, senet=('BasicBlock', (2,2,2,2)), seresnet34=('BasicBlock', (3,4,6,3)),
+    seresnet50=('Bottleneck', (3,4,6,3)))
 references |= confirm(pcv, pcv_rules, resnet20=('resnet20_cifar10',))
 references |= confirm(pcv_resnext, pcv_rules, resnext=(29,2,64), resnext29_8x64d=(29,8,64), resnext29_32x4d=(29,32,4))
 references |= confirm(pcv_resnext, pcv_rules, **{f'spp_d{d}_pN':(d,16,8) for d in (11, 20, 29)})
-references |= confirm(timm_regnet, reg_rules, regnet=(24,36.44,2.49,13,8), regnetx_400mf=(24,24.48,2.54,22,16), regnety_400mf=(48,27.89,2.09,16,8,0.25))
+references |= confirm(timm_regnet, reg_rules, regnet=(24,36.44,2.49,13,8), regnetx_400mf=(24,24.48,2.54,22,16),
+    regnety_400mf=(48,27.89,2.09,16,8,0.25))
 references |= confirm(pcv_preresnet, preact_rules, preact_resnet=('preresnet18',), preact_resnet34=('preresnet34',))
-references |= confirm(pcv_preresnet, preact_rules, preact_resnet50=('preresnet50b',), preact_resnet101=('preresnet101b',))
+references |= confirm(pcv_preresnet, preact_rules, preact_resnet50=('preresnet50b',),
+    preact_resnet101=('preresnet101b',))
 references |= confirm(pcv_wrn, wrn_rules, wrn16_8=(16,8), wrn40_2=(40,2))
 references |= confirm(pcv_wrn, dropped+wrn_rules, random=True, wideresnet=(28,10))
 references |= confirm(pcv, pyr_rules(2), pyramidnet110=('pyramidnet110_a48_cifar10',))
-references |= confirm(pcv, pyr_rules(3), random=True, convert=expect_shake, pyramidnet272=('pyramidnet272_a200_bn_cifar10',))
+references |= confirm(pcv, pyr_rules(3), random=True, convert=expect_shake,
+    pyramidnet272=('pyramidnet272_a200_bn_cifar10',))
 references |= confirm(author_shake, shake_rules, random=True, shake_resnet26_2x32d=(32,), shake_resnet26_2x64d=(64,))
 references |= confirm(resnext_and, after_rules, ge_resnext29_8x64d=(HandGE,29,8,64))
-references |= confirm(resnext_and, after_rules, **{f'spp_d11_p{k}':(HandSPP,11,16,8,v) for k,v in dict(A=[3], B=[5], C=[7], D=[3,5,7]).items()})
+references |= confirm(resnext_and, after_rules,
+    **{f'spp_d11_p{k}':(HandSPP,11,16,8,v) for k,v in dict(A=[3], B=[5], C=[7], D=[3,5,7]).items()})
