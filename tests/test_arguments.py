@@ -1,10 +1,11 @@
 'Arguments of every trick and builder: a value is accepted, and then trains, or it is refused in one sentence'
-import inspect,math,signal
+import importlib,inspect,math,re,signal
 from contextlib import contextmanager
 import numpy as np
 import pytest,torch
 from torch import nn
 from fastai.learner import Learner
+from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 from cifar_fastai.trick import tricks
 from cifar_fastai.zoo.registry import create_model, list_models, model_summary
@@ -143,3 +144,22 @@ builders = dict(name=lambda v: create_model(v), n_out=lambda v: create_model('re
 def test_builders(name):
     'Likewise for networks, layers, initial weights and benchmarks'
     for v in values.values(): accepted(builders[name], v)
+
+# Names that fastai has too
+
+theirs = ['RandomResizedCrop(224)', 'RandomResizedCrop(224, min_scale=0.3)', 'RandomCrop((224, 224))', 'RandomErasing(p=0.5, sl=0., sh=0.3)',
+    'RandomErasing(max_count=3)', "Flip(p=0.5, mode='bilinear')", 'Lookahead(opt)', 'Lookahead(opt, k=6)', 'CutMix(alpha=1.)', 'GradientClip(1., norm_type=2.)']
+
+@pytest.mark.parametrize('call', theirs)
+def test_calls_of_fastais(call):
+    "A call that fits only fastai's class of that name is told where that is"
+    opt = SGD([torch.zeros(2, requires_grad=True)], lr=0.1)
+    with pytest.raises(UserError, match=rf"fastai's {call.partition('(')[0]} is fastai\.") as e: eval(call, dict(tricks), dict(opt=opt))
+    path = re.search(r' is (fastai\.[\w.]*\w)', str(e.value))[1]
+    module,_,name = path.rpartition('.')
+    eval(call, {name:getattr(importlib.import_module(module), name)}, dict(opt=opt))
+
+@pytest.mark.parametrize('call,says', [('RandomErasing(p=2)', 'p is 2'), ('MixUp(-1)', 'alpha is -1'), ('Lookahead(k=0)', 'k is 0')])
+def test_calls_of_ours(call, says):
+    "A call that fits both is refused for its values"
+    with pytest.raises(UserError, match=says): eval(call, dict(tricks))

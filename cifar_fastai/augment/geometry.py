@@ -38,6 +38,7 @@ class _Cropper(PixelTrick):
     group,conflict = 'crop','{names} both crop the images: use one of them.'
 
 @tricks.register
+@replaces('fastai.vision.augment.RandomCrop', first=True)
 class RandomCrop(_Cropper):
     "Random crop of each padded image; replaces a loader's own crop"
     off_kwargs = dict(pad=0)
@@ -45,8 +46,8 @@ class RandomCrop(_Cropper):
         pad:int=4, # pixels around the image; 0: off
         mode:str='zeros', # what is there: 'zeros' (black, or the mean of normalised images), or 'reflect'
     ):
-        if not isinstance(mode, str) or mode not in ('zeros', 'reflect'): raise unknown('padding', mode,
-            ['zeros', 'reflect'])
+        known = isinstance(mode, str) and mode in ('zeros', 'reflect')
+        if not known: raise unknown('padding', mode, ['zeros', 'reflect'])
         self.pad,self.mode = check_range('pad', pad, 0, 1024, whole=True),mode
 
     @property
@@ -58,7 +59,8 @@ class RandomCrop(_Cropper):
     def _check_size(self, h, w):
         most = min(h, w) - (self.mode=='reflect')
         if self.pad>most:
-            raise UserError(f'pad is {self.pad}: images of {h}x{w} can be padded by {most} pixels at most.')
+            raise UserError(f'pad is {self.pad}: images of {h}x{w} can be padded by {most} pixels at most. (The '
+                "RandomCrop that takes a size is fastai's: fastai.vision.augment.RandomCrop.)")
 
     def augment(self, x):
         self._check_size(*x.shape[2:])
@@ -87,6 +89,7 @@ def pixel_hash(
 
 # %% ../../nbs/21_augment.geometry.ipynb #f56c46fb
 @tricks.register
+@replaces('fastai.vision.augment.Flip')
 class Flip(PixelTrick):
     "Mirror images, left to right, at random or in every other epoch (2404.00498); in place of a loader's own flip"
     order,off_kwargs,disables = step_order.flip,dict(p=0.),'flip'
@@ -165,6 +168,7 @@ def resized_crop(
 
 # %% ../../nbs/21_augment.geometry.ipynb #9c492109
 @tricks.register
+@replaces('fastai.vision.augment.RandomResizedCrop', first=True)
 class RandomResizedCrop(_Cropper):
     "Crop of random area and aspect ratio, resized to the image size (1409.4842); replaces a loader's own crop"
     off_kwargs = dict(p=0.)

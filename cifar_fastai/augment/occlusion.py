@@ -71,6 +71,7 @@ class Cutout(Occlusion):
 
 # %% ../../nbs/23_augment.occlusion.ipynb #7c595485
 @tricks.register
+@replaces('fastai.vision.augment.RandomErasing')
 class RandomErasing(Occlusion):
     "Cover a box of random size and shape in some of the images (1708.04896)"
     off_kwargs = dict(p=0.)

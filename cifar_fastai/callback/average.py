@@ -119,6 +119,7 @@ class SWA(Averager):
 
 # %% ../../nbs/53_callback.average.ipynb #c4a0e35b
 @tricks.register
+@replaces('fastai.optimizer.Lookahead', first=True)
 class Lookahead(Trick):
     "Every `k` steps, go back part of the way (1907.08610)"
     order,group,off_kwargs = step_order.lookahead,'lookahead',dict(alpha=1.)

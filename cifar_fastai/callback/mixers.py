@@ -73,6 +73,7 @@ def check_beta(
 
 # %% ../../nbs/50_callback.mixers.ipynb #268ed346
 @tricks.register
+@replaces('fastai.callback.mixup.MixUp')
 class MixUp(Mixer):
     "Straight lines between pairs of images and their targets (1710.09412)"
     off_kwargs = dict(alpha=0.)
@@ -107,6 +108,7 @@ def cutmix(
 
 # %% ../../nbs/50_callback.mixers.ipynb #03a40c2a
 @tricks.register
+@replaces('fastai.callback.mixup.CutMix')
 class CutMix(Mixer):
     "A box of each image from another one, and the target by area (1905.04899)"
     off_kwargs = dict(p=0.)

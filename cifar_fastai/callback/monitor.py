@@ -114,6 +114,7 @@ from ..trick import *
 
 # %% ../../nbs/54_callback.monitor.ipynb #5ed06187
 @tricks.register
+@replaces('fastai.callback.training.GradientClip')
 class GradientClip(Trick):
     "Bound the norm of the gradient (1211.5063)"
     order,off_kwargs = step_order.clip,dict(max_norm=1e9)
