@@ -375,7 +375,7 @@ def cifar_compare(
     out:str=None, # file for a picture of both
 ):
     "Say what differs between two runs, in what they are and in how they went"
-    from cifar_fastai.studies.report import compare_runs
+    from cifar_fastai.studies.compare import compare_runs
     from cifar_fastai.serialize import atomic_write, check_output
     if out is not None: check_output(out)
     c = compare_runs(a, b)

@@ -195,8 +195,8 @@ def run_case(case):
     'Run a command, or Python code'
     from cifar_fastai import all,cli
     from cifar_fastai.runs import checkpoint,config,export,folder,published,train
-    from cifar_fastai.studies import experiments,report
-    names = {k:v for m in (config, published, checkpoint, folder, train, export, experiments, report, all) for k,v in vars(m).items()}
+    from cifar_fastai.studies import compare,experiments,report,stats
+    names = {k:v for m in (config, published, checkpoint, folder, train, export, experiments, stats, report, compare, all) for k,v in vars(m).items()}
     if 'patch' in case: exec(case['patch'], dict(vars(sys.modules['fuzz_server'])))
     if 'cmd' in case: return getattr(cli, case['cmd'])(argv=case['argv'])
     warnings.simplefilter('ignore')

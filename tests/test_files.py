@@ -16,7 +16,8 @@ from cifar_fastai.cli import cifar_compare, cifar_train
 from cifar_fastai.core import UserError
 from conftest import time_limit
 from cifar_fastai.runs.config import RunConfig
-from cifar_fastai.studies.report import compare_runs, read_run, report_runs, save_report
+from cifar_fastai.studies.compare import compare_runs
+from cifar_fastai.studies.report import read_run, report_runs, save_report
 from cifar_fastai.runs.train import train
 from cifar_fastai.runs.export import export_run, load_run
 
@@ -145,9 +146,9 @@ def test_exports_go_to_folders(finished, kind):
 def test_commands_refuse_before_they_work(finished, monkeypatch):
     'A bad --out is refused before the curve is computed, the runs compared or the benchmark begun'
     from cifar_fastai import bench,cli
-    from cifar_fastai.studies import report as results
+    from cifar_fastai.studies import compare
     def no(*args, **kwargs): raise AssertionError('began')
-    for mod,name in ((run.RunPlan, 'learner'), (results, 'compare_runs'), (bench, 'epoch_cost')):
+    for mod,name in ((run.RunPlan, 'learner'), (compare, 'compare_runs'), (bench, 'epoch_cost')):
         monkeypatch.setattr(mod, name, no)
     for cmd in (lambda o: cli.cifar_lr_find(config, out=o), lambda o: cli.cifar_compare(finished, finished, o),
         lambda o: cli.cifar_bench(out=o)):

@@ -9,6 +9,8 @@ from cifar_fastai.core import UserError
 from cifar_fastai.studies.experiments import experiments, variants
 from cifar_fastai.runs.config import write_config
 from cifar_fastai.studies.report import *
+from cifar_fastai.studies.compare import compare_runs
+from cifar_fastai.studies.stats import mean_interval, paired, welch
 
 digest = 'd1'*32
 known = {v.id:v for e in experiments() for v in variants(e)}
