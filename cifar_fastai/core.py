@@ -18,7 +18,7 @@ from pathlib import Path
 def _printable(s): return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in s)
 
 class UserError(ValueError):
-    "Something a user asked for and can mend: one sentence with what was wrong and what would be right"
+    "An error that the user can fix: one sentence that says what is wrong and what would be valid"
     def __init__(self, *args):
         super().__init__(*args)
         self.message = _printable(super().__str__()) # a path may hold line breaks
@@ -27,11 +27,11 @@ class UserError(ValueError):
 
 # %% ../nbs/00_core.ipynb #cb042404
 def nearest(
-    name, # what was asked for
-    names, # what there is
-    n=3, # at most so many
+    name, # the unknown name
+    names, # valid names
+    n=3, # maximum number of suggestions
 )->list: # the closest of `names`, best first; empty if nothing is close
-    "The `names` that `name` may have been meant to be"
+    "The `names` closest to `name`"
     by_lower = {str(o).lower(): o for o in names}
     close = [by_lower[o] for o in get_close_matches(str(name).lower(), by_lower, n=n, cutoff=0.5)]
     inside = [v for k,v in by_lower.items() if len(str(name))>2 and str(name).lower() in k and v not in close]
@@ -50,11 +50,11 @@ def short(
 
 # %% ../nbs/00_core.ipynb #14d45d72
 def unknown(
-    kind:str, # what sort of thing was asked for, 'backbone' say
-    name, # what was asked for
-    names, # what there is
+    kind:str, # kind of object, such as 'backbone'
+    name, # the unknown name
+    names, # valid names
 )->UserError: # ready to raise
-    "The error for a name that is not there: it lists the nearest valid ones, or all of them where they are few"
+    "The error for an unknown name; it suggests the closest valid ones, or lists all of a few"
     if not isinstance(name, str): name = short(name)
     close,names = nearest(name, names) if len(name)<100 else [],list(map(str, names))
     listed = f"there is {', '.join(names)}."
@@ -77,11 +77,11 @@ def check_range(
     v, # its value
     lo=None, # smallest valid value
     hi=None, # largest valid value
-    above:bool=False, # must it be larger than `lo`?
-    below:bool=False, # must it be smaller than `hi`?
+    above:bool=False, # exclude `lo`?
+    below:bool=False, # exclude `hi`?
     whole:bool=False, # must it be an integer?
 )->int|float: # `v` as a Python number
-    "Refuse what is no finite number between `lo` and `hi`"
+    "`v` as a number; raise `UserError` unless it is finite and between `lo` and `hi`"
     n = _number(v)
     ok = n is not None and (isinstance(n, int) or math.isfinite(n)) and (not whole or n==int(n))
     ok = ok and (lo is None or (n>lo if above else n>=lo)) and (hi is None or (n<hi if below else n<=hi))
@@ -94,7 +94,7 @@ def check_bool(
     name:str, # of the parameter
     v, # its value
 )->bool: # `v` as a Python boolean
-    "Refuse what is neither `True` nor `False`"
+    "`v` as a bool; raise `UserError` unless it is `True` or `False`"
     if getattr(v, 'shape', None)==() and 'bool' in str(getattr(v, 'dtype', '')): v = v.item() # of torch and numpy
     if isinstance(v, bool): return v
     raise UserError(f'{name} is {short(v)}: it must be True or False.')

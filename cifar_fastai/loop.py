@@ -25,7 +25,7 @@ from .rng import *
 
 # %% ../nbs/03_loop.ipynb #f19ed3d0
 class ManagedCallback(Callback):
-    "A callback whose Learner keeps the promises of this module"
+    "Base class of callbacks with the lifecycle that this module defines"
     managed = True
     train_only = True # no events outside training runs, and none of inference
     skip_trial = False # no events of trial runs
@@ -33,11 +33,11 @@ class ManagedCallback(Callback):
     group,conflict = None,'' # a Learner takes one callback per `group`; `conflict` is the message, with `{names}`
 
     def train_context(self):
-        "A context that is open during the training part of every epoch, and closed however that ends"
+        "Context manager that is active during the training part of every epoch"
         return nullcontext()
 
     def check(self):
-        "Raise `UserError` if this callback cannot work on `self.learn`: called before anything of a fit happens"
+        "Raise `UserError` if this callback is incompatible with `self.learn`; called before a fit starts"
 
 # %% ../nbs/03_loop.ipynb #7bf2a39c
 def managed(learn)->bool:
@@ -55,10 +55,10 @@ def check_callbacks(learn:Learner):
 
 # %% ../nbs/03_loop.ipynb #0d345afe
 class TrainingRun:
-    "A fit that is under way"
+    "State of a fit in progress"
     def __init__(self,
         number:int, # 1 for the Learner's first fit; an interrupted fit is not counted
-        trial:bool=False, # is its result thrown away?
+        trial:bool=False, # is the result discarded?
     ):
         store_attr()
         self.failed = False # did it end by an exception?
@@ -70,7 +70,7 @@ class TrainingRun:
 
 # %% ../nbs/03_loop.ipynb #da31897b
 class LoopState:
-    "What a Learner is doing"
+    "What a Learner is currently running"
     def __init__(self):
         self.lock = threading.RLock()
         self.run,self.fits,self.trial,self.muted = None,0,False,()
@@ -85,7 +85,7 @@ def loop_state(learn)->LoopState:
     return _loops.setdefault(learn, LoopState())
 
 def training_run(learn)->TrainingRun|None: # None outside of training runs
-    "The training run of `learn` that is under way"
+    "The current training run of `learn`"
     return loop.run if (loop := _loops.get(learn)) else None
 
 # %% ../nbs/03_loop.ipynb #8bd8b926
@@ -93,7 +93,7 @@ def extend(
     cls, # a class of fastai
     name:str, # of its method
 ):
-    "Replace a method by what the decorated function makes of the original"
+    "Decorator: replace a method of fastai by the result of the function, which is given the original"
     def _extend(make):
         old = inspect.getattr_static(cls, name)
         old = getattr(old, 'extended', old)
@@ -193,7 +193,7 @@ def key_streams(
     learn, # in a batch of a training run
     *key, # what tells these draws from others of the batch
 ):
-    "Have the tricks of `learn` draw the numbers of this epoch and batch, from their start"
+    "Key the random streams of the tricks of `learn` by the current epoch and batch"
     for cb in learn.cbs:
         if isinstance(s := getattr(cb, 'stream', None), RandomStream): s.rekey(learn.epoch, learn.iter, *key)
 
@@ -282,8 +282,8 @@ def _set_forward_rng(learn, cpu, cuda):
 
 # %% ../nbs/03_loop.ipynb #ff913efa
 def second_pass(
-    learn:Learner, # whose first backward pass of this batch is over
-    rng:tuple=None, # what `forward_rng` returned before the first pass: draw the same masks again; None draws others
+    learn:Learner, # inside `after_backward` of a batch
+    rng:tuple=None, # result of `forward_rng` before the first pass, to draw the same masks; None: new ones
 ):
     "Run the current batch forward and backward a second time, without a step"
     run,amp = training_run(learn),first(learn.cbs, lambda cb: isinstance(cb, MixedPrecision))
@@ -382,7 +382,7 @@ def _entered(loop, learn):
 
 @contextmanager
 def inference(learn:Learner):
-    "Leave no trace of inference; yields whether a training run is under way"
+    "Restore everything that inference changes; yields whether a training run is in progress"
     if not managed(learn):
         yield False
         return
@@ -432,10 +432,10 @@ def _snapshot(o):
 
 @contextmanager
 def no_trace(
-    learn:Learner, # to train on trial
-    mute=(), # classes of further callbacks that get no events inside, on a managed Learner
+    learn:Learner, # the Learner to restore
+    mute=(), # classes of callbacks that get no events inside
 ):
-    "Train on trial: on exit `learn`'s weights, optimizer, callbacks, random numbers and data order are as before"
+    "Restore weights, optimizer, callbacks, random numbers and data order on exit"
     loop,model = loop_state(learn),_snapshot(learn.model.state_dict())
     opt = None if learn.opt is None else deepcopy(learn.opt.state_dict())
     was,loop.trial,loop.muted = (loop.trial, loop.muted),True,mute

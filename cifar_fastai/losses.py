@@ -140,7 +140,7 @@ class LossTrick(Trick):
 # %% ../nbs/40_losses.ipynb #64fa4680
 @tricks.register
 class LabelSmoothing(LossTrick):
-    "Mix every training target with the uniform one (1512.00567)"
+    "Label smoothing: mix training targets with the uniform distribution (1512.00567)"
     order,off_kwargs = step_order.smooth,dict(eps=0.)
     def __init__(self, eps:float=0.1): self.eps = check_range('eps', eps, 0, 1)
     def around_loss(self, loss): return loss.smoothed(self.eps)

@@ -213,15 +213,15 @@ class ForeachOptimizer(torch.optim.Optimizer):
 
 # %% ../nbs/41_optimizers.ipynb #d7bdfc89
 class AdaBound(ForeachOptimizer):
-    "Adam that turns into SGD (1902.09843)"
+    "AdaBound: Adam with bounds on the learning rate that converge to SGD (1902.09843)"
     states,decoupled = ('exp_avg', 'exp_avg_sq'),False
     def __init__(self,
         params, # tensors, or groups of them
         lr:float=1e-3, # learning rate of Adam
-        betas=(0.9,0.999), # decay of the first and the second moment, 0 to 1
-        final_lr:float=0.1, # learning rate of the SGD it turns into, at the top of a schedule
-        gamma:float=1e-3, # how fast the bounds close in
-        eps:float=1e-8, # added to the root of the second moment
+        betas=(0.9,0.999), # decay rates of the first and second moment, 0 to 1
+        final_lr:float=0.1, # final (SGD) learning rate, at the top of a schedule
+        gamma:float=1e-3, # convergence speed of the bounds
+        eps:float=1e-8, # added to the denominator for numerical stability
         weight_decay:float=0., # weight decay
     ):
         super().__init__(params,
@@ -259,14 +259,14 @@ class AdaBoundW(AdaBound):
 
 # %% ../nbs/41_optimizers.ipynb #e3f1f21e
 class LARS(ForeachOptimizer):
-    "SGD whose rate follows the size of each weight tensor (1708.03888)"
+    "LARS: layer-wise adaptive rate scaling (1708.03888)"
     states = ('momentum_buffer',)
     def __init__(self,
         params, # tensors, or groups of them
         lr:float=0.1, # learning rate
         momentum:float=0.9, # 0 to 1
         weight_decay:float=0., # weight decay of tensors with two dimensions or more
-        trust_coefficient:float=1e-3, # eta: how far a layer is trusted to move, relative to its size
+        trust_coefficient:float=1e-3, # trust coefficient (eta)
     ):
         super().__init__(params,
             _checked_all(lr=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient))
@@ -287,12 +287,12 @@ class LARS(ForeachOptimizer):
 
 # %% ../nbs/41_optimizers.ipynb #bfce8bd5
 class Lion(ForeachOptimizer):
-    "The sign of momentum and gradient, with decoupled weight decay (2302.06675)"
+    "Lion: sign of the interpolated momentum, with decoupled weight decay (2302.06675)"
     states = ('exp_avg',)
     def __init__(self,
         params, # tensors, or groups of them
-        lr:float=1e-4, # learning rate: how far every weight moves
-        betas=(0.9,0.99), # of the mix that decides the step, and of the momentum, 0 to 1
+        lr:float=1e-4, # learning rate
+        betas=(0.9,0.99), # coefficients of the update and of the momentum, 0 to 1
         weight_decay:float=0., # decoupled weight decay
     ):
         super().__init__(params, _checked_all(lr=lr, betas=betas, weight_decay=weight_decay))

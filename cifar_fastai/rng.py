@@ -16,18 +16,18 @@ from .core import *
 
 # %% ../nbs/01_rng.ipynb #808a5be7
 def key_hash(*parts)->int: # 63 bits
-    "A seed from any values"
+    "A seed: the hash of any values"
     digest = hashlib.blake2b(repr(parts).encode(errors='backslashreplace'), digest_size=8).digest()
     return int.from_bytes(digest, 'big')>>1
 
 class RandomStream:
-    "Random numbers for one purpose: `py` for scalars, `gen(device)` for tensors"
+    "A keyed source of random numbers: `py` for scalars, `gen(device)` for tensors"
     def __init__(self, seed=0):
         self._py,self._gens = random.Random(),{}
         self.reseed(seed)
 
     def reseed(self, seed):
-        "Start anew, without a key"
+        "Set the seed, and clear the key"
         self.seed,self.epoch,self.uses = str(seed),None,0
         self.rekey()
 
@@ -35,7 +35,7 @@ class RandomStream:
     def __setstate__(self, d): self.__init__(d['seed'])
 
     def rekey(self, *key):
-        "Draw the numbers of `key`, such as an epoch and a batch, from their start"
+        "Start the random numbers of `key`, such as an epoch and a batch"
         self.key,self._seeded = key,set()
 
     @property
@@ -68,14 +68,14 @@ def state_dict(self:RandomStream):
 
 @patch
 def load_state_dict(self:RandomStream, sd):
-    "Restore what `state_dict` returned; what is under way goes on"
+    "Restore the result of `state_dict`; the current key is kept"
     self.seed,self.uses = str(sd['seed']),check_range('uses', sd['uses'], 0, whole=True)
     self.rekey(*self.key)
 
 @patch
 def follow(self:RandomStream,
-    parent:RandomStream, # whose seed and key this takes
-    name:str, # that tells it from others
+    parent:RandomStream, # stream whose seed and key are used
+    name:str, # distinguishes streams of one parent
 ):
     "Draw the numbers of `name` under the key of `parent`"
     self.reseed(f'{parent.seed}/{name}')
@@ -85,7 +85,7 @@ def follow(self:RandomStream,
 @patch
 @contextmanager
 def untouched(self:RandomStream):
-    "Go on on exit as if nothing had been drawn"
+    "Restore the position in the stream on exit"
     old = dict(vars(self))
     self.__init__(self.seed)
     try: yield self

@@ -35,13 +35,13 @@ def _milestones(ms, n_epoch):
 # %% ../nbs/42_schedules.ipynb #484d9654
 @policies.register
 def multistep(
-    lr, # top learning rate
+    lr, # maximum learning rate
     t:float, # epochs since the start
-    n_epoch:int, # epochs in all
+    n_epoch:int, # total number of epochs
     milestones=None, # in epochs; default 30%, 60% and 80% of them: 60, 120 and 160 of 200
     gamma:float=0.2, # factor at each milestone
 ):
-    "`lr` times `gamma` for every milestone passed"
+    "Multiply `lr` by `gamma` at each milestone"
     return lr*check_range('gamma', gamma, 0, 1)**bisect_right(_milestones(milestones, n_epoch), t)
 
 # %% ../nbs/42_schedules.ipynb #00f2cfbd
@@ -50,12 +50,12 @@ def _lr_min(v, lr): return check_range('lr_min', v, 0, np.max(lr))
 
 @policies.register
 def cosine(
-    lr, # top learning rate
+    lr, # maximum learning rate
     t:float, # epochs since the start
-    n_epoch:int, # epochs in all
-    lr_min:float=0., # where it ends
+    n_epoch:int, # total number of epochs
+    lr_min:float=0., # final learning rate
 ):
-    "From `lr` to `lr_min` along half a cosine (1608.03983)"
+    "Cosine annealing from `lr` to `lr_min` (1608.03983)"
     return _half_wave(lr, t, n_epoch, _lr_min(lr_min, lr))
 
 # %% ../nbs/42_schedules.ipynb #30185aed
@@ -65,11 +65,11 @@ def _ramp(t, warmup, start):
 
 @policies.register
 def warmup_multistep(
-    lr, # top learning rate
+    lr, # maximum learning rate
     t:float, # epochs since the start
-    n_epoch:int, # epochs in all
+    n_epoch:int, # total number of epochs
     warmup:float=None, # epochs of warmup; default a tenth of them
-    start:float=1/3, # where the warmup starts, 0 to 1 of `lr`
+    start:float=1/3, # initial factor of the warmup, 0 to 1
     milestones=None, # in epochs since the start of the fit; default 30%, 60% and 80% of them
     gamma:float=0.5, # factor at each milestone
 ):
@@ -80,12 +80,12 @@ def warmup_multistep(
 # %% ../nbs/42_schedules.ipynb #10aa6607
 @policies.register
 def warmcosine(
-    lr, # top learning rate
+    lr, # maximum learning rate
     t:float, # epochs since the start
-    n_epoch:int, # epochs in all
+    n_epoch:int, # total number of epochs
     warmup:float=None, # epochs of warmup; default a fifteenth of them: 20 of 300
-    start:float=0.01, # where the warmup starts, 0 to 1 of `lr`
-    lr_min:float=0., # where it ends
+    start:float=0.01, # initial factor of the warmup, 0 to 1
+    lr_min:float=0., # final learning rate
     period:float=None, # epochs from the top to `lr_min`; default the rest of the fit
 ):
     "`cosine` after a linear warmup"
@@ -103,26 +103,26 @@ def _cosine_at(t, T, mult):
 
 @policies.register
 def cosine_restarts(
-    lr, # top learning rate
+    lr, # maximum learning rate
     t:float, # epochs since the start
-    n_epoch:int, # epochs in all
-    T_0:float=None, # epochs of the first cosine; default 10, or a third of a fit shorter than 30
-    T_mult:float=2, # each cosine is so many times as long as the one before
-    lr_min:float=None, # where each ends; default 1e-4, or a thousandth of `lr` where that is less
+    n_epoch:int, # total number of epochs
+    T_0:float=None, # epochs of the first period; default 10, or a third of a fit shorter than 30
+    T_mult:float=2, # factor by which the period grows after a restart
+    lr_min:float=None, # final learning rate of each period; default 1e-4, or `lr`/1000 if that is less
 ):
-    "Half cosines, each `T_mult` times as long as the last (1608.03983)"
+    "Cosine annealing with warm restarts (1608.03983)"
     t,T = _cosine_at(t, _epochs('T_0', ifnone(T_0, min(10, n_epoch/3)), 0.01), check_range('T_mult', T_mult, 1, 100))
     return _half_wave(lr, t, T, np.minimum(1e-4, lr/1000) if lr_min is None else _lr_min(lr_min, lr))
 
 # %% ../nbs/42_schedules.ipynb #53ec6e34
 @policies.register
 def triangular(
-    lr, # top learning rate
+    lr, # maximum learning rate
     t:float, # epochs since the start
-    n_epoch:int, # epochs in all
-    up:float=None, # epochs on the way up; default 15, or half of them if they are fewer than 30
+    n_epoch:int, # total number of epochs
+    up:float=None, # epochs of the increase; default 15, or half of a fit shorter than 30
 ):
-    "Up along a line and down along another (1506.01186)"
+    "Linear increase, then linear decrease (1506.01186)"
     up = check_range('up', ifnone(up, min(15, n_epoch/2)), 0, n_epoch)
     return lr*t/up if t<up else lr*(n_epoch-t)/max(n_epoch-up, 1e-9)
 
@@ -149,9 +149,9 @@ def _curve(policy, shape):
 def policy_values(
     policy:str, # name of a curve, see `policies`
     n_epoch:int, # epochs
-    lr:float=0.1, # top learning rate
+    lr:float=0.1, # maximum learning rate
     n_iter:int=10, # batches per epoch
-    by:str=None, # move once per 'epoch' or with every 'batch'; default: see `epochwise`
+    by:str=None, # update per 'epoch' or per 'batch'; default: see `epochwise`
     **shape, # of the curve
 )->list: # `n_epoch*n_iter` values
     "The learning rate of every batch"
@@ -179,7 +179,7 @@ class PolicyScheduler(ParamScheduler):
     "Sets the learning rate of every batch along a curve"
     def __init__(self,
         curve, # called with `lr`, `t`, `n_epoch`
-        lr, # top learning rate, one or one a parameter group
+        lr, # maximum learning rate, one or one a parameter group
         per:int, # 1 to move with every batch, 0 to move once per epoch
     ): self.curve,self.lr_max,self.per,self.scheds = curve,lr,per,dict(lr=None)
     def before_batch(self):
@@ -212,8 +212,8 @@ def _check_trains(policy, curve, lr, n_epoch, steps):
 def fit_policy(self:Learner,
     policy:str, # name of a curve, see `policies`
     n_epoch:int, # epochs
-    lr=None, # top learning rate; default the Learner's
-    by:str=None, # move once per 'epoch' or with every 'batch'; default: see `epochwise`
+    lr=None, # maximum learning rate; default the Learner's
+    by:str=None, # update per 'epoch' or per 'batch'; default: see `epochwise`
     cbs=None, # callbacks for this fit
     shape:dict=None, # of the curve
     **kwargs
@@ -237,7 +237,7 @@ def fit_multistep(self:Learner,
     gamma:float=0.2, # factor at each milestone
     **kwargs
 ):
-    "Fit with a learning rate that falls by `gamma` at each milestone"
+    "Fit with the learning rate multiplied by `gamma` at each milestone"
     self.fit_policy('multistep', n_epoch, lr, shape=dict(milestones=milestones, gamma=gamma), **kwargs)
 
 @patch
@@ -245,10 +245,10 @@ def fit_multistep(self:Learner,
 def fit_cosine(self:Learner,
     n_epoch:int, # epochs
     lr=None, # first learning rate; default the Learner's
-    lr_min:float=0., # where it ends
+    lr_min:float=0., # final learning rate
     **kwargs
 ):
-    "Fit with a learning rate that falls along half a cosine (1608.03983)"
+    "Fit with cosine annealing (1608.03983)"
     self.fit_policy('cosine', n_epoch, lr, shape=dict(lr_min=lr_min), **kwargs)
 
 # %% ../nbs/42_schedules.ipynb #09c33df1
@@ -256,14 +256,14 @@ def fit_cosine(self:Learner,
 @delegates(Learner.fit_policy, but='shape')
 def fit_warmup_multistep(self:Learner,
     n_epoch:int, # epochs
-    lr=None, # top learning rate; default the Learner's
+    lr=None, # maximum learning rate; default the Learner's
     warmup:float=None, # epochs of warmup; default a tenth of them
-    start:float=1/3, # where the warmup starts, 0 to 1 of `lr`
+    start:float=1/3, # initial factor of the warmup, 0 to 1
     milestones=None, # in epochs since the start of the fit; default 30%, 60% and 80% of them
     gamma:float=0.5, # factor at each milestone
     **kwargs
 ):
-    "Fit with a linear warmup, then a learning rate that falls by `gamma` at each milestone"
+    "Fit with a linear warmup, then the learning rate multiplied by `gamma` at each milestone"
     self.fit_policy('warmup_multistep', n_epoch, lr,
         shape=dict(warmup=warmup, start=start, milestones=milestones, gamma=gamma), **kwargs)
 
@@ -271,14 +271,14 @@ def fit_warmup_multistep(self:Learner,
 @delegates(Learner.fit_policy, but='shape')
 def fit_warmcosine(self:Learner,
     n_epoch:int, # epochs
-    lr=None, # top learning rate; default the Learner's
+    lr=None, # maximum learning rate; default the Learner's
     warmup:float=None, # epochs of warmup; default a fifteenth of them: 20 of 300
-    start:float=0.01, # where the warmup starts, 0 to 1 of `lr`
-    lr_min:float=0., # where it ends
+    start:float=0.01, # initial factor of the warmup, 0 to 1
+    lr_min:float=0., # final learning rate
     period:float=None, # epochs from the top to `lr_min`; default the rest of the fit
     **kwargs
 ):
-    "Fit with a linear warmup, then half a cosine"
+    "Fit with a linear warmup, then cosine annealing"
     self.fit_policy('warmcosine', n_epoch, lr, shape=dict(warmup=warmup, start=start, lr_min=lr_min, period=period),
         **kwargs)
 
@@ -286,25 +286,25 @@ def fit_warmcosine(self:Learner,
 @patch
 @delegates(Learner.fit_policy, but='shape')
 def fit_cosine_restarts(self:Learner,
-    n_epoch:int, # epochs; whole cosines end at 10, 30, 70, 150, 310 with the defaults
-    lr=None, # top learning rate; default the Learner's
-    T_0:float=None, # epochs of the first cosine; default 10, or a third of a fit shorter than 30
-    T_mult:float=2, # each cosine is so many times as long as the one before
-    lr_min:float=None, # where each ends; default 1e-4, or a thousandth of `lr` where that is less
+    n_epoch:int, # epochs; with the defaults, periods end at 10, 30, 70, 150, 310
+    lr=None, # maximum learning rate; default the Learner's
+    T_0:float=None, # epochs of the first period; default 10, or a third of a fit shorter than 30
+    T_mult:float=2, # factor by which the period grows after a restart
+    lr_min:float=None, # final learning rate of each period; default 1e-4, or `lr`/1000 if that is less
     **kwargs
 ):
-    "Fit along half cosines, each `T_mult` times as long as the last (1608.03983)"
+    "Fit with cosine annealing and warm restarts (1608.03983)"
     self.fit_policy('cosine_restarts', n_epoch, lr, shape=dict(T_0=T_0, T_mult=T_mult, lr_min=lr_min), **kwargs)
 
 @patch
 @delegates(Learner.fit_policy, but='shape')
 def fit_triangular(self:Learner,
     n_epoch:int, # epochs
-    lr=None, # top learning rate; default the Learner's
-    up:float=None, # epochs on the way up; default 15, or half of them if they are fewer than 30
+    lr=None, # maximum learning rate; default the Learner's
+    up:float=None, # epochs of the increase; default 15, or half of a fit shorter than 30
     **kwargs
 ):
-    "Fit with a learning rate that goes up along a line and down along another (1506.01186)"
+    "Fit with a linear increase of the learning rate, then a linear decrease (1506.01186)"
     self.fit_policy('triangular', n_epoch, lr, shape=dict(up=up), **kwargs)
 
 # %% ../nbs/42_schedules.ipynb #23cf2012
@@ -313,7 +313,7 @@ def fit_triangular(self:Learner,
 def plot_policy(self:Learner,
     policy:str, # name of a curve, see `policies`
     n_epoch:int, # epochs
-    lr=None, # top learning rate; default the Learner's
+    lr=None, # maximum learning rate; default the Learner's
     **kwargs
 ):
     "Draw the learning rate of a fit before it runs"

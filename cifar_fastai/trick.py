@@ -51,7 +51,7 @@ step_order = AttrDict({name:int(n) for name,n in re.findall(r'^ +(\w+) +(\d+)', 
 
 # %% ../nbs/04_trick.ipynb #66a47870
 class Trick(ManagedCallback):
-    "A training trick: active only during training, with a random `stream` of its own"
+    "Base class of training tricks: active only during training, with its own random `stream`"
     run_valid = False
     off_kwargs = None # the arguments that switch it off, for the tests over all tricks
     in_forward = False # draws random numbers inside the model's forward pass
@@ -69,7 +69,7 @@ class Trick(ManagedCallback):
         return training_run(self.learn).stepped
 
     def state_dict(self):
-        "What has to be saved besides the stream to resume exactly"
+        "State to save for an exact resume, besides the stream"
         return {}
     def load_state_dict(self, sd): "Restore what `state_dict` returned"
 

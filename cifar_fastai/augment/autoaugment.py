@@ -75,12 +75,12 @@ def magnitudes(
 
 # %% ../../nbs/22_augment.autoaugment.ipynb #f1fdc425
 class ImagePolicy(PixelTrick):
-    "Operations for every image: a subclass defines `draw`"
+    "Base class of augmentation policies: a subclass defines `draw`"
     order = step_order.policy
     group,conflict = 'policy','{names} both choose what happens to an image: use one of them.'
     def __init__(self,
-        p:float=1., # part of the images that go through it; 0: off
-        fill:int=0, # what comes from outside of the image, 0 to 255
+        p:float=1., # probability of augmenting each image; 0: off
+        fill:int=0, # fill value, 0 to 255
     ):
         self.p,self.fill = check_range('p', p, 0, 1),check_range('fill', fill, 0, 255, whole=True)
 
@@ -133,12 +133,12 @@ def _as_bytes(self:ImagePolicy, x):
 # %% ../../nbs/22_augment.autoaugment.ipynb #ddaa8629
 @tricks.register
 class AutoAugment(ImagePolicy):
-    "One of 25 learned pairs of operations for each image (1805.09501)"
+    "AutoAugment: one of 25 learned pairs of operations per image (1805.09501)"
     off_kwargs = dict(p=0.)
     def __init__(self,
-        policy:str='cifar10', # which 25: 'cifar10', 'svhn' or 'imagenet'
-        p:float=1., # part of the images that go through it; 0: off
-        fill:int=0, # what comes from outside of the image, 0 to 255
+        policy:str='cifar10', # 'cifar10', 'svhn' or 'imagenet'
+        p:float=1., # probability of augmenting each image; 0: off
+        fill:int=0, # fill value, 0 to 255
     ):
         super().__init__(p, fill)
         if not isinstance(policy, str) or policy not in autoaugment_policies:
@@ -163,13 +163,13 @@ _choices = [o for o in operations if o!='Invert'] # the first 14
 
 @tricks.register
 class RandAugment(ImagePolicy):
-    "`n` random operations for each image, at one magnitude (1909.13719)"
+    "RandAugment: `n` random operations per image at magnitude `m` (1909.13719)"
     off_kwargs = dict(n=0)
     def __init__(self,
-        n:int=2, # operations an image, up to 30; 0: off
+        n:int=2, # number of operations, up to 30; 0: off
         m:int=9, # magnitude, an integer from 0 to 30
-        p:float=1., # part of the images that go through it; 0: off
-        fill:int=0, # what comes from outside of the image, 0 to 255
+        p:float=1., # probability of augmenting each image; 0: off
+        fill:int=0, # fill value, 0 to 255
     ):
         super().__init__(p, fill)
         self.n,self.m = check_range('n', n, 0, 30, whole=True),check_range('m', m, 0, 30, whole=True)
@@ -185,7 +185,7 @@ class RandAugment(ImagePolicy):
 # %% ../../nbs/22_augment.autoaugment.ipynb #36656bd2
 @tricks.register
 class TrivialAugment(ImagePolicy):
-    "One random operation for each image, at a random magnitude (2103.10158)"
+    "TrivialAugment: one random operation per image at a random magnitude (2103.10158)"
     off_kwargs = dict(p=0.)
     def draw(self, rng, b, h, w):
         ms = np.stack([magnitudes(31, h, w, wide=True)[k] for k in _choices])

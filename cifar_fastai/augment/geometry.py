@@ -22,10 +22,10 @@ from .pixels import _each, _image_size
 # %% ../../nbs/21_augment.geometry.ipynb #d5a2984c
 def reflect_crop(
     x:Tensor, # images (b, c, h, w), of any type
-    dy:Tensor, # first row of the window, negative above the image (b,)
+    dy:Tensor, # first row of the crop; negative: in the padding (b,)
     dx:Tensor, # first column, likewise (b,)
 )->Tensor: # (b, c, h, w)
-    "A window of each image, which is mirrored at its borders"
+    "Crop each image, with reflection padding"
     b,c,h,w = x.shape
     def along(d, n): return n-1 - (n-1 - (d[:,None]+torch.arange(n, device=x.device)).abs()).abs()
     rows,cols = along(dy, h) + h*torch.arange(b, device=x.device)[:,None],along(dx, w)
@@ -43,8 +43,8 @@ class RandomCrop(_Cropper):
     "Random crop of each padded image; replaces a loader's own crop"
     off_kwargs = dict(pad=0)
     def __init__(self,
-        pad:int=4, # pixels around the image; 0: off
-        mode:str='zeros', # what is there: 'zeros' (black, or the mean of normalised images), or 'reflect'
+        pad:int=4, # padding in pixels; 0: off
+        mode:str='zeros', # padding mode: 'zeros' or 'reflect'
     ):
         known = isinstance(mode, str) and mode in ('zeros', 'reflect')
         if not known: raise unknown('padding', mode, ['zeros', 'reflect'])
@@ -71,9 +71,9 @@ class RandomCrop(_Cropper):
 # %% ../../nbs/21_augment.geometry.ipynb #9c5cb6a3
 def hflip(
     x:Tensor, # images (b, c, h, w)
-    which:Tensor, # mirror this one? bool (b,)
+    which:Tensor, # flip this image? bool (b,)
 )->Tensor: # new images
-    "Some of the images mirrored, left to right"
+    "Flip selected images horizontally"
     return torch.where(_each(which), x.flip(3), x)
 
 def pixel_hash(
@@ -91,11 +91,11 @@ def pixel_hash(
 @tricks.register
 @replaces('fastai.vision.augment.Flip')
 class Flip(PixelTrick):
-    "Mirror images, left to right, at random or in every other epoch (2404.00498); in place of a loader's own flip"
+    "Horizontal flip, at random or alternating by epoch (2404.00498); replaces a loader's own flip"
     order,off_kwargs,disables = step_order.flip,dict(p=0.),'flip'
     def __init__(self,
-        p:float=0.5, # part of the images that are mirrored; 0: off
-        alternate:bool=False, # in every other epoch?
+        p:float=0.5, # probability of flipping each image; 0: off
+        alternate:bool=False, # flip each image in every other epoch?
     ):
         self.p,self.alternate = check_range('p', p, 0, 1),check_bool('alternate', alternate)
         if self.alternate: self.order = step_order.flip_epoch
@@ -125,17 +125,17 @@ def check_span(
 
 # %% ../../nbs/21_augment.geometry.ipynb #81dd912c
 def draw_boxes(
-    b:int, # how many
+    b:int, # number of boxes
     h:int, # height of the images
     w:int, # width
-    area:tuple, # part of the image, smallest and largest
-    aspect:tuple, # height over width, smallest and largest
+    area:tuple, # fraction of the image area, smallest and largest
+    aspect:tuple, # aspect ratio (height/width), smallest and largest
     device='cpu', # of the result
     generator=None, # random numbers
-    tries:int=10, # before a box is given up
+    tries:int=10, # attempts per box
     log_aspect:bool=True, # draw the logarithm of the aspect uniformly, or the aspect itself?
 )->tuple: # top, left, height, width, each (b,); height and width are 0 where no box fitted
-    "Random boxes inside of images"
+    "Random boxes inside the images"
     u = torch.rand(4, tries, b, device=device, generator=generator)
     size = (area[0] + (area[1]-area[0])*u[0])*(h*w)
     lo,hi = map(math.log, aspect) if log_aspect else aspect
@@ -150,12 +150,12 @@ def draw_boxes(
 # %% ../../nbs/21_augment.geometry.ipynb #901172f8
 def resized_crop(
     x:Tensor, # images (b, c, h, w), of any type
-    top:Tensor, # first row of the window (b,)
+    top:Tensor, # first row of the crop (b,)
     left:Tensor, # first column (b,)
-    height:Tensor, # its rows (b,)
-    width:Tensor, # its columns (b,)
+    height:Tensor, # height of the crop (b,)
+    width:Tensor, # width of the crop (b,)
 )->Tensor: # (b, c, h, w), of the type of `x`
-    "A window of each image, bilinearly resized to the whole"
+    "Crop each image and resize it bilinearly to the original size"
     h,w = x.shape[2:]
     f = x if x.is_floating_point() else x.float()
     def along(first, size, n):
@@ -173,9 +173,9 @@ class RandomResizedCrop(_Cropper):
     "Crop of random area and aspect ratio, resized to the image size (1409.4842); replaces a loader's own crop"
     off_kwargs = dict(p=0.)
     def __init__(self,
-        area:tuple=(0.08,1.), # part of the image, smallest and largest
-        aspect:tuple=(3/4,4/3), # height over width, smallest and largest
-        p:float=1., # part of the images that are cropped; 0: off
+        area:tuple=(0.08,1.), # fraction of the image area, smallest and largest
+        aspect:tuple=(3/4,4/3), # aspect ratio (height/width), smallest and largest
+        p:float=1., # probability of cropping each image; 0: off
     ):
         self.area,self.aspect = check_span('area', area, 0, 1),check_span('aspect', aspect, 0.01, 100)
         self.p = check_range('p', p, 0, 1)
@@ -191,24 +191,24 @@ class RandomResizedCrop(_Cropper):
 
 # %% ../../nbs/21_augment.geometry.ipynb #ecd58b42
 def resize_scale(
-    pct:float, # how far the fit is, 0 to 1
-    small:float=0.5, # side at the start, as a part of the whole
-    grow:float=0.5, # when it begins to grow, 0 to 1
-    full:float=0.8, # from when on images are whole, 0 to 1
+    pct:float, # progress of the fit, 0 to 1
+    small:float=0.5, # initial scale
+    grow:float=0.5, # progress at which images start to grow, 0 to 1
+    full:float=0.8, # progress at which images have full size, 0 to 1
 )->float: # side, as a part of the whole
-    "How large images are in the course of a fit"
+    "Scale of the images at a point of a fit"
     if pct>=full: return 1.
     return small if pct<=grow else small + (1-small)*(pct-grow)/(full-grow)
 
 # %% ../../nbs/21_augment.geometry.ipynb #ff05663a
 @tricks.register
 class ProgressiveResize(Trick):
-    "Small images at the start, whole ones at the end (2104.00298)"
+    "Progressive resizing: from small to full-size images (2104.00298)"
     order,off_kwargs = step_order.resize,dict(small=1.)
     def __init__(self,
-        small:float=0.5, # side at the start, as a part of the whole, above 0
-        grow:float=0.5, # when it begins to grow, as a part of the fit
-        full:float=0.8, # from when on images are whole, as a part of the fit
+        small:float=0.5, # initial scale, above 0, up to 1
+        grow:float=0.5, # progress at which images start to grow, 0 to 1
+        full:float=0.8, # progress at which images have full size, 0 to 1
     ):
         self.small,self.full = check_range('small', small, 0.05, 1),check_range('full', full, 0, 1)
         self.grow = check_range('grow', grow, 0, self.full)

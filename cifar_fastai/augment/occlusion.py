@@ -24,7 +24,7 @@ def erase(
     height, # rows: one number, or (b,)
     width, # columns, likewise
 )->Tensor: # new images
-    "A box of zeros in each image"
+    "Set a box of each image to zero"
     i,j = (torch.arange(n, device=x.device) for n in x.shape[2:])
     top,left = top[:,None],left[:,None]
     if isinstance(height, Tensor): height,width = height[:,None],width[:,None]
@@ -33,18 +33,18 @@ def erase(
 
 # %% ../../nbs/23_augment.occlusion.ipynb #9b9fd9dd
 class Occlusion(Trick):
-    "Covers parts of normalised training images: a subclass defines `occlude(x)`, which returns new images"
+    "Base class of occlusions of normalised training images: a subclass defines `occlude(x)`"
     order,off = step_order.occlude,False
     def before_batch(self):
         if not self.off: self.learn.xb = (self.occlude(self.xb[0]), *self.xb[1:])
 
 @tricks.register
 class Cutout(Occlusion):
-    "Cover a square of each image (1708.04552)"
+    "Cutout: mask square regions of each image (1708.04552)"
     off_kwargs = dict(length=0)
     def __init__(self,
-        length:int=16, # side of the square in pixels, 0: off. The paper has 16 on CIFAR-10, 8 on CIFAR-100
-        holes:int=1, # squares an image, up to 100
+        length:int=16, # side of the squares in pixels; 0: off. 16 for CIFAR-10 and 8 for CIFAR-100 in the paper
+        holes:int=1, # squares per image, up to 100
     ):
         self.length = check_range('length', length, 0, 1024, whole=True)
         self.holes = check_range('holes', holes, 0, 100, whole=True)
@@ -73,12 +73,12 @@ class Cutout(Occlusion):
 @tricks.register
 @replaces('fastai.vision.augment.RandomErasing')
 class RandomErasing(Occlusion):
-    "Cover a box of random size and shape in some of the images (1708.04896)"
+    "Random erasing: mask a box of random area and aspect ratio (1708.04896)"
     off_kwargs = dict(p=0.)
     def __init__(self,
-        p:float=0.5, # part of the images that lose a box; 0: off
-        area:tuple=(0.02,0.4), # part of the image that it covers, smallest and largest
-        aspect:tuple=(0.3,1/0.3), # height over width, smallest and largest
+        p:float=0.5, # probability of erasing each image; 0: off
+        area:tuple=(0.02,0.4), # fraction of the image area, smallest and largest
+        aspect:tuple=(0.3,1/0.3), # aspect ratio (height/width), smallest and largest
         log_aspect:bool=True, # draw the log of the aspect ratio uniformly (torchvision), or the ratio itself (paper)?
     ):
         self.p,self.area = check_range('p', p, 0, 1),check_span('area', area, 0, 1)

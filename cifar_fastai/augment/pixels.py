@@ -31,31 +31,31 @@ def _grey(x):
 # %% ../../nbs/20_augment.pixels.ipynb #75bf4588
 def adjust_brightness(
     x:Tensor, # images (b, c, h, w), uint8
-    m:Tensor, # away from black, -1 or more (b,)
+    m:Tensor, # change of the factor, at least -1 (b,)
 )->Tensor: # uint8
-    "`1+m` times as bright"
+    "Scale the brightness by `1+m`"
     return _bytes(x*_each(1+m))
 
 def adjust_color(
     x:Tensor, # images (b, c, h, w), uint8
-    m:Tensor, # away from grey, -1 or more (b,)
+    m:Tensor, # change of the factor, at least -1 (b,)
 )->Tensor: # uint8
-    "`1+m` times as colourful"
+    "Scale the saturation by `1+m`"
     return _away(x, _grey(x), m)
 
 # %% ../../nbs/20_augment.pixels.ipynb #c29adeed
 def adjust_contrast(
     x:Tensor, # images (b, c, h, w), uint8
-    m:Tensor, # away from the mean grey, -1 or more (b,)
+    m:Tensor, # change of the factor, at least -1 (b,)
 )->Tensor: # uint8
-    "`1+m` times as far from the mean of all greys"
+    "Scale the contrast around the mean grey value by `1+m`"
     return _away(x, _grey(x).mean((1,2,3), keepdim=True), m)
 
 def adjust_sharpness(
     x:Tensor, # images (b, c, h, w), uint8
-    m:Tensor, # away from the blurred image, -1 or more (b,)
+    m:Tensor, # change of the factor, at least -1 (b,)
 )->Tensor: # uint8
-    "Away from an image that is blurred by (1 1 1, 1 5 1, 1 1 1)/13; the border stays"
+    "Sharpen by `1+m` with the kernel (1 1 1, 1 5 1, 1 1 1)/13; the border is kept"
     x = x.float()
     rows = x[:,:,:-2] + x[:,:,1:-1] + x[:,:,2:]
     inner = x[:,:,1:-1,1:-1]
@@ -66,17 +66,17 @@ def adjust_sharpness(
 # %% ../../nbs/20_augment.pixels.ipynb #911baf05
 def posterize(
     x:Tensor, # images (b, c, h, w), uint8
-    bits:Tensor, # bits that are kept, 0 to 8 (b,)
+    bits:Tensor, # number of bits, 0 to 8 (b,)
 )->Tensor: # uint8
-    "The upper `bits` of every byte"
+    "Keep the `bits` most significant bits of each value"
     lost = _each(8-bits).byte()
     return (x>>lost)<<lost
 
 def solarize(
     x:Tensor, # images (b, c, h, w), uint8
-    threshold:Tensor, # 0 to 255; 256 changes nothing (b,)
+    threshold:Tensor, # 0 to 255; 256: no change (b,)
 )->Tensor: # uint8
-    "The negative of everything from `threshold` on"
+    "Invert values of `threshold` and above"
     return x ^ (x>=_each(threshold)).byte().neg_()
 
 # %% ../../nbs/20_augment.pixels.ipynb #9856ea7c
@@ -84,7 +84,7 @@ def autocontrast(
     x:Tensor, # images (b, c, h, w), uint8
     m:Tensor=None, # not used
 )->Tensor: # uint8
-    "Every channel stretched to 0..255"
+    "Stretch each channel to 0..255"
     f = x.float()
     lo,hi = f.amin((2,3), keepdim=True),f.amax((2,3), keepdim=True)
     plain = hi==lo # stays as it is
@@ -94,7 +94,7 @@ def invert(
     x:Tensor, # images (b, c, h, w), uint8
     m:Tensor=None, # not used
 )->Tensor: # uint8
-    "The negative"
+    "Invert all values"
     return ~x
 
 # %% ../../nbs/20_augment.pixels.ipynb #d6295e7d
@@ -102,7 +102,7 @@ def equalize(
     x:Tensor, # images (b, c, h, w), uint8
     m:Tensor=None, # not used
 )->Tensor: # uint8
-    "Every channel with a histogram as flat as it can be"
+    "Equalize the histogram of each channel"
     flat = x.flatten(2).long()
     hist = torch.zeros(*flat.shape[:2], 256, device=x.device).scatter_add_(2, flat,
         torch.ones(flat.shape, device=x.device))
@@ -115,10 +115,10 @@ def equalize(
 # %% ../../nbs/20_augment.pixels.ipynb #830e1640
 def warp(
     x:Tensor, # images (b, c, h, w)
-    m:Tensor, # where a pixel comes from: (x y 1) times the rows of 2x3 matrices (b, 6), pixels from the centre
-    fill:int=0, # what comes from outside
+    m:Tensor, # 2x3 matrices from output to input pixels, relative to the centre (b, 6)
+    fill:int=0, # fill value
 )->Tensor: # of the type of `x`
-    "Affine transformations, to the nearest pixel"
+    "Affine transformation with nearest-neighbour interpolation"
     b,c,h,w = x.shape
     i,j = (torch.arange(n, device=x.device)-(n-1)/2 for n in (h, w))
     i,m = i[:,None],m.view(b, 6, 1, 1)
@@ -158,11 +158,11 @@ def _parameters(ops, m, h, w):
 # %% ../../nbs/20_augment.pixels.ipynb #1e84de82
 def apply_operations(
     x:Tensor, # images (b, c, h, w), uint8
-    ops, # names of `operations`, or their numbers, one an image (b,)
+    ops, # names or indices of `operations`, one per image (b,)
     m, # their magnitudes (b,)
-    fill:int=0, # what comes from outside, 0 to 255
+    fill:int=0, # fill value, 0 to 255
 )->Tensor: # uint8, new images
-    "Another operation for each image"
+    "Apply one operation per image"
     ops,m = np.array([_number.get(o, o) for o in ops]),np.asarray(m)
     kinds = np.where(ops<=len(_moves), ops>0, ops) # 1 for all that `warp` does
     order,sizes = np.argsort(kinds, kind='stable'),np.bincount(kinds)
@@ -194,7 +194,7 @@ class _Before(ItemTransform):
 
 # %% ../../nbs/20_augment.pixels.ipynb #1b41b9fd
 class PixelTrick(Trick):
-    "Changes training images before they are normalised: a subclass defines `augment(x)`, which returns new images"
+    "Base class of augmentations of uint8 training images: a subclass defines `augment(x)`"
     disables = None # what of a loader's own `CropFlip` this takes the place of: 'pad' or 'flip'
     off,_piped,_n = False,False,0 # batches that were augmented in this epoch
 

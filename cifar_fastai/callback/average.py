@@ -27,7 +27,7 @@ def _swap(xs, ys):
 
 # %% ../../nbs/53_callback.average.ipynb #e7995165
 class Averager(Trick):
-    "A trick with an average of the weights, which the model holds except while batches train"
+    "Base class of weight averages: the model has the averaged weights outside of training"
     order,group,keep_open = step_order.average,'average',True
     conflict = '{names} each say which weights the model has after training: use one of them.'
     n,shadow,params = 0,None,None # updates so far; the tensors that are not in the model, those that are
@@ -66,11 +66,11 @@ def ema_update(
 # %% ../../nbs/53_callback.average.ipynb #e10bf66e
 @tricks.register
 class EMA(Averager):
-    "The model holds an exponential moving average of weights and buffers, except while batches train (1412.6980)"
+    "Exponential moving average of weights and buffers, used for validation and afterwards (1412.6980)"
     off_kwargs = dict(decay=0.)
     def __init__(self,
-        decay:float=0.999, # how much of the average a step keeps, 0 to 1
-        warmup:bool=True, # less at the start, (1+n)/(10+n) after n steps?
+        decay:float=0.999, # decay rate, 0 to 1
+        warmup:bool=True, # limit the decay to (1+n)/(10+n) after n steps?
     ): self.decay,self.warmup = check_range('decay', decay, 0, 1),check_bool('warmup', warmup)
 
     def after_step(self):
@@ -97,10 +97,10 @@ def update_bn(learn:Learner):
 # %% ../../nbs/53_callback.average.ipynb #51f3d449
 @tricks.register
 class SWA(Averager):
-    "The model holds the mean of the weights at the ends of the last epochs, except while batches train (1803.05407)"
+    "Stochastic weight averaging: mean of the weights after the last epochs (1803.05407)"
     off_kwargs = dict(start=1.)
     def __init__(self,
-        start:float=0.75, # part of the fit that is over when averaging begins, 0 to 1; at 1 it never does
+        start:float=0.75, # fraction of the fit after which averaging starts, 0 to 1; 1: never
     ): self.start = check_range('start', start, 0, 1)
 
     @contextmanager
@@ -121,13 +121,13 @@ class SWA(Averager):
 @tricks.register
 @replaces('fastai.optimizer.Lookahead', first=True)
 class Lookahead(Trick):
-    "Every `k` steps, go back part of the way (1907.08610)"
+    "Lookahead: every `k` steps, interpolate towards the slow weights (1907.08610)"
     order,group,off_kwargs = step_order.lookahead,'lookahead',dict(alpha=1.)
     conflict = '{names} each pull the same weights back: use one of them.'
     n,slow = 0,None
     def __init__(self,
-        k:int=5, # steps ahead
-        alpha:float=0.5, # how far the slow weights follow, 0 to 1
+        k:int=5, # fast steps per slow step
+        alpha:float=0.5, # step size of the slow weights, 0 to 1
     ): self.k,self.alpha = check_range('k', k, 1, 10**6, whole=True),check_range('alpha', alpha, 0, 1)
 
     def before_train(self):

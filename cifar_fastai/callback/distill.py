@@ -43,7 +43,7 @@ def _weights(path):
 
 # %% ../../nbs/52_callback.distill.ipynb #b41a68d6
 class Teacher:
-    "A trained network that is asked and never changed; pickled without the network"
+    "A frozen, trained network; pickled without the network"
     def __init__(self,
         net, # a module, a Learner, or the name of a backbone
         path=None, # weights for a name: a `best.safetensors`, or what `Checkpoint` wrote
@@ -96,14 +96,14 @@ def __call__(self:Teacher, x):
 # %% ../../nbs/52_callback.distill.ipynb #2ee16741
 @tricks.register
 class KD(LossTrick):
-    "Learn from the probabilities of a trained network as well (1503.02531)"
+    "Knowledge distillation from a trained teacher (1503.02531)"
     order,off_kwargs,group = step_order.distill,dict(alpha=0.),'teacher'
     conflict = ('{names} each weigh the labels against a teacher: use one of them, whose teacher may be a module that '
         'averages the logits of several.')
     def __init__(self,
         teacher, # a module, a Learner, or the name of a backbone
-        T:float=4., # temperature, 0.001 to 1000
-        alpha:float=0.9, # weight of the teacher, 0 to 1; the labels have the rest
+        T:float=4., # softmax temperature, 0.001 to 1000
+        alpha:float=0.9, # weight of the distillation loss, 0 to 1; the labels have weight 1-`alpha`
         path=None, # weights for a name: a `best.safetensors`, or what `Checkpoint` wrote
     ):
         self.T,self.alpha = check_range('T', T, 1e-3, 1000),check_range('alpha', alpha, 0, 1)

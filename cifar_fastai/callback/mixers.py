@@ -19,9 +19,9 @@ def mixup(
     x:Tensor, # images (b, c, h, w)
     probs:Tensor, # class probabilities (b, n_out)
     perm:Tensor, # a permutation of the batch (b,)
-    lam:float, # weight of the image itself, 0 to 1
+    lam:float, # weight of the image, 0 to 1
 )->tuple: # mixed images and probabilities, new tensors
-    "`lam` of each image and 1-`lam` of the one that `perm` pairs it with (1710.09412)"
+    "Convex combination of each image and its partner in `perm` (1710.09412)"
     return torch.lerp(x[perm], x, lam),torch.lerp(probs[perm], probs, lam)
 
 # %% ../../nbs/50_callback.mixers.ipynb #c2584e36
@@ -66,7 +66,7 @@ def check_beta(
     name:str, # of the parameter
     v, # its value
 )->float: # `v` as a Python number
-    "Refuse what is no parameter of a Beta distribution, or 0 for a trick that is off"
+    "Validate a parameter of a Beta distribution; 0 disables the trick"
     v = check_range(name, v, 0, 1000)
     if 0<v<0.01: raise UserError(f'{name} is {v}: it must be 0, for off, or a number in [0.01, 1000].')
     return v
@@ -75,7 +75,7 @@ def check_beta(
 @tricks.register
 @replaces('fastai.callback.mixup.MixUp')
 class MixUp(Mixer):
-    "Straight lines between pairs of images and their targets (1710.09412)"
+    "MixUp: convex combinations of pairs of images and of their targets (1710.09412)"
     off_kwargs = dict(alpha=0.)
     def __init__(self, alpha:float=1.): self.alpha = check_beta('alpha', alpha)
     off = property(lambda self: not self.alpha)
@@ -83,7 +83,7 @@ class MixUp(Mixer):
 
 # %% ../../nbs/50_callback.mixers.ipynb #3cdcaf9a
 def cut_box(
-    lam:float, # part of the image that is kept, 0 to 1, before the box is cut off at the border
+    lam:float, # area of the image to keep, 0 to 1, before clipping at the border
     i:int, # row of the centre
     j:int, # column of the centre
     h:int, # height of the image
@@ -100,7 +100,7 @@ def cutmix(
     perm:Tensor, # a permutation of the batch (b,)
     box:tuple, # first and last row, first and last column
 )->tuple: # mixed images and probabilities, new tensors
-    "A `box` of each image from the one that `perm` pairs it with (1905.04899)"
+    "Paste a `box` from each image's partner in `perm` (1905.04899)"
     t,b,l,r = box
     x,h,w,old = x.clone(),*x.shape[2:],x
     x[:,:,t:b,l:r] = old[:,:,t:b,l:r].index_select(0, perm)
@@ -110,11 +110,11 @@ def cutmix(
 @tricks.register
 @replaces('fastai.callback.mixup.CutMix')
 class CutMix(Mixer):
-    "A box of each image from another one, and the target by area (1905.04899)"
+    "CutMix: paste a box from another image, mix targets by area (1905.04899)"
     off_kwargs = dict(p=0.)
     def __init__(self,
-        beta:float=1., # of the Beta distribution of the part that is kept; 0: off
-        p:float=0.5, # part of the batches that are mixed; 0: off
+        beta:float=1., # parameter of the Beta distribution; 0: off
+        p:float=0.5, # probability of mixing a batch; 0: off
     ):
         self.beta,self.p = check_beta('beta', beta),check_range('p', p, 0, 1)
 
@@ -135,7 +135,7 @@ def ricap(
     w:int, # width of the left patches
     corners:list, # upper left corner of each crop in its image (4, 2)
 )->tuple: # mixed images and probabilities, new tensors
-    "Four crops of four images, and their targets by area (1811.09030)"
+    "Patch crops of four images together, mix targets by area (1811.09030)"
     H,W = x.shape[2:]
     res,mixed = torch.empty_like(x),0
     places = [(t, b, l, r) for t,b in ((0,h), (h,H)) for l,r in ((0,w), (w,W))]
@@ -147,7 +147,7 @@ def ricap(
 # %% ../../nbs/50_callback.mixers.ipynb #81410018
 @tricks.register
 class RICAP(Mixer):
-    "Four random crops of four images, and their targets by area (1811.09030)"
+    "RICAP: patch random crops of four images together, mix targets by area (1811.09030)"
     off_kwargs = dict(beta=0.)
     def __init__(self, beta:float=0.3): self.beta = check_beta('beta', beta)
     off = property(lambda self: not self.beta)
@@ -184,7 +184,7 @@ class _Several(Mixer):
 
 # %% ../../nbs/50_callback.mixers.ipynb #bac5b919
 class OneOf(_Several):
-    "One of the `mixers` for each batch"
+    "Apply one of the `mixers` to each batch"
     def __init__(self,
         *mixers, # such as `MixUp()`
         p=1., # probability that a batch is mixed, shared equally, or one for each mixer
@@ -213,7 +213,7 @@ class OneOf(_Several):
 
 # %% ../../nbs/50_callback.mixers.ipynb #e2ae0756
 class Chain(_Several):
-    "Each of the `mixers` in turn, on every batch"
+    "Apply all `mixers` to each batch, one after another"
     def mix(self, x, probs):
         for i in range(len(self.mixers)): x,probs = self.turn(i, x, probs)
         return x,probs

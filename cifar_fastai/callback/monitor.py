@@ -35,7 +35,7 @@ class Monitor(ManagedCallback):
 
 # %% ../../nbs/54_callback.monitor.ipynb #8d5947d8
 class TrainAccuracy(Monitor):
-    "Accuracy on the training batches as they were trained on, mixed or not"
+    "Accuracy on the training batches, augmented and mixed as they were"
     column,hits,n,predicted = 'train_accuracy',0.,0,False
     def before_train(self): self.hits,self.n,self.predicted = 0.,0,False
     def after_pred(self): self.predicted = True
@@ -51,7 +51,7 @@ class TrainAccuracy(Monitor):
 
 # %% ../../nbs/54_callback.monitor.ipynb #ca79e324
 class ImagesPerSecond(Monitor):
-    "Training images a second"
+    "Training images per second"
     column,n,seconds = 'images_per_second',0,math.nan
     def before_train(self): self.n,self.seconds,self.start = 0,math.nan,time.perf_counter()
     def after_batch(self): self.n += find_bs(self.yb)
@@ -116,7 +116,7 @@ from ..trick import *
 @tricks.register
 @replaces('fastai.callback.training.GradientClip')
 class GradientClip(Trick):
-    "Bound the norm of the gradient (1211.5063)"
+    "Clip the norm of the gradient (1211.5063)"
     order,off_kwargs = step_order.clip,dict(max_norm=1e9)
     def __init__(self, max_norm:float=2.): self.max_norm = check_range('max_norm', max_norm, 0, 1e9)
     def before_step(self): nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)

@@ -17,7 +17,7 @@ from .mixers import *
 
 # %% ../../nbs/55_callback.recorder.ipynb #f3f7ad91
 class _OnDevice:
-    "A running mean that stays where the loss is"
+    "A running mean on the device of the loss"
     def accumulate(self, learn):
         bs = find_bs(learn.yb)
         self.total += to_detach(self.measure(learn), cpu=False)*bs
@@ -25,7 +25,7 @@ class _OnDevice:
 
 # %% ../../nbs/55_callback.recorder.ipynb #80e3b5f2
 def _mixed(learn):
-    "Are the targets of this batch what a mixer made of labels?"
+    "Are the targets of this batch mixed?"
     return learn.training and learn.yb[0].ndim==2 and any(not m.off for m in learn._grab_cbs(Mixer))
 
 def _expected(f, pred, probs):

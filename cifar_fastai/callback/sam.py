@@ -19,7 +19,7 @@ def sam_step(
     params:list, # tensors with a gradient
     rho:float, # radius
 )->list: # one tensor a parameter
-    "The way from `params` to the worst point within `rho`, to first order (2010.01412)"
+    "First-order ascent step of length `rho` (2010.01412)"
     grads = [p.grad for p in params]
     scale = rho/(torch.nn.utils.get_total_norm(grads) + 1e-12)
     return torch._foreach_mul(grads, scale)
@@ -41,12 +41,12 @@ class SecondPass(Trick):
 # %% ../../nbs/51_callback.sam.ipynb #42788c8b
 @tricks.register
 class SAM(SecondPass):
-    "Sharpness-aware minimisation: the gradient is taken at the worst point within `rho` (2010.01412)"
+    "Sharpness-aware minimization: take the gradient at the ascent step of length `rho` (2010.01412)"
     order,off_kwargs = step_order.second_pass,dict(rho=0.)
     def __init__(self,
-        rho:float=0.05, # radius in weight space; the paper's CIFAR value
-        same_rng:bool=True, # the same dropout (and shake) masks in both passes?
-        sync:bool=False, # under DDP, synchronise the first gradient too?
+        rho:float=0.05, # neighbourhood radius; default from the paper for CIFAR
+        same_rng:bool=True, # use the same dropout (and shake) masks in both passes?
+        sync:bool=False, # synchronise the first gradient too under DDP?
     ):
         rho,same_rng,sync = check_range('rho', rho, 0, 1000),check_bool('same_rng', same_rng),check_bool('sync', sync)
         store_attr()
@@ -83,11 +83,11 @@ class SAM(SecondPass):
 # %% ../../nbs/51_callback.sam.ipynb #1b5b8f52
 def asam_step(
     params:list, # tensors with a gradient
-    adaptive:list, # for each of them: is it scaled by its size?
+    adaptive:list, # for each of them: scale by its magnitude?
     rho:float, # radius, relative to the weights
-    eta:float, # added to the size of a weight
+    eta:float, # added to the magnitude of a weight
 )->list: # one tensor a parameter
-    "The way to the worst point within `rho`, measured relative to the weights (2102.11600)"
+    "Adaptive ascent step of radius `rho`, relative to the weights (2102.11600)"
     t = [p.detach().abs() + eta if a else torch.ones_like(p) for p,a in zip(params, adaptive)]
     tg = torch._foreach_mul([p.grad for p in params], t)
     return torch._foreach_mul(torch._foreach_mul(tg, t), rho/(torch.nn.utils.get_total_norm(tg) + 1e-12))
@@ -95,12 +95,12 @@ def asam_step(
 # %% ../../nbs/51_callback.sam.ipynb #3a4fef24
 @tricks.register
 class ASAM(SAM):
-    "Adaptive SAM: the radius is relative to each weight (2102.11600)"
+    "Adaptive SAM: scale-invariant neighbourhood (2102.11600)"
     def __init__(self,
-        rho:float=0.5, # radius, relative to the weights; the paper's CIFAR value
-        eta:float=0.01, # added to the size of a weight
-        same_rng:bool=True, # the same dropout (and shake) masks in both passes?
-        sync:bool=False, # under DDP, synchronise the first gradient too?
+        rho:float=0.5, # neighbourhood radius, relative to the weights; default from the paper for CIFAR
+        eta:float=0.01, # added to the magnitude of a weight
+        same_rng:bool=True, # use the same dropout (and shake) masks in both passes?
+        sync:bool=False, # synchronise the first gradient too under DDP?
     ):
         super().__init__(rho, same_rng, sync)
         self.eta = check_range('eta', eta, 0, 1000)

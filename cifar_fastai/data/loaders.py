@@ -91,12 +91,12 @@ def decode(self:ImageTensors,
 # %% ../../nbs/12_data.loaders.ipynb #3129f36c
 def crop_flip(
     x:Tensor, # images, `(b,c,h,w)`, of any type
-    dy:Tensor, # first row of the window in the padded image, `(b,)`, from 0 to 2*`pad`
-    dx:Tensor, # first column, likewise
-    flip:Tensor, # mirror the window? `(b,)`, bool
-    pad:int, # zeros around the image
+    dy:Tensor, # first row of the crop in the padded image, `(b,)`, 0 to 2*`pad`
+    dx:Tensor, # first column of the crop, `(b,)`
+    flip:Tensor, # flip the crop horizontally? `(b,)`, bool
+    pad:int, # zero padding in pixels
 )->Tensor: # `(b,c,h,w)`, channels_last
-    "A window of each zero-padded image, mirrored or not"
+    "Crop each zero-padded image, and flip some horizontally"
     b,c,h,w = x.shape
     x = F.pad(x.permute(0,2,3,1), (0,0)+(pad,)*4)
     i,j = torch.arange(h, device=x.device),torch.arange(w, device=x.device)
@@ -110,11 +110,11 @@ _max_pad = 32
 
 # %% ../../nbs/12_data.loaders.ipynb #39947a49
 class CropFlip(ItemTransform):
-    "Random crop and mirroring of every image of a batch"
+    "Random crop and horizontal flip of each image"
     split_idx,order = 0,10
     def __init__(self,
-        pad=4, # zeros around the image, pixels, from 0 to 32
-        flip=True, # mirror half of the images?
+        pad=4, # zero padding in pixels, 0 to 32
+        flip=True, # flip each image with probability 0.5?
         stream=None, # random numbers
     ):
         check_bool('flip', flip)
@@ -188,17 +188,17 @@ def _sum_to_1(w):
 
 # %% ../../nbs/12_data.loaders.ipynb #0de94b92
 class TensorDL(TfmdDL):
-    "Batches gathered from tensors that are already on the device"
+    "A `DataLoader` that gathers batches from tensors on the device"
     managed = True # see `loop`
     _n_inp,_types = 1,{tuple: [TensorImage,TensorCategory]} # chkstyle: ignore
     @delegates(TfmdDL.__init__)
     def __init__(self,
         dataset:ImageTensors, # the images
-        bs=128, # images a batch
-        shuffle=False, # in a new random order each time?
+        bs=128, # batch size
+        shuffle=False, # reshuffle for every epoch?
         stream=None, # random numbers
-        device=None, # where to gather; None: where the images are
-        weights=None, # with which to draw when shuffling, as in `image_weights`; None: each image once
+        device=None, # device of the batches; None: that of the images
+        weights=None, # sampling weights, see `image_weights`; None: each image once per epoch
         **kwargs):
         kwargs['num_workers'] = 0
         bs = check_range('bs', kwargs.pop('batch_size', bs), 1, 10**6, whole=True)
@@ -426,10 +426,10 @@ def cifar_dls(
     valid='test', # validate on the 'test' images, or on a 'holdout' of the training images
     holdout=0.1, # that part of the training images, in (0,1)
     pad=None, # zero padding for random crops, pixels, from 0 to 32; None: as usual for the data set
-    flip=None, # mirror half of the images? None: as usual for the data set
+    flip=None, # flip each image with probability 0.5? None: as usual for the data set
     seed=42, # decides parts, and the order of images before the first fit; from 0 to 2**64-1
     device=None, # where the images live; None: fastai's default device
-    val_bs=None, # images a batch in validation; None: `bs`
+    val_bs=None, # batch size in validation; None: `bs`
     rule='stratified', # which part `fraction` takes: 'stratified', or the 'first' images of both splits
     drop_last=False, # drop the last training batch if it is smaller than the others?
     weights=None, # to draw training images with, as in `image_weights` (per image: one for each of the source)

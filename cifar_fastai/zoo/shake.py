@@ -23,7 +23,7 @@ def _per_image(x):
 # %% ../../nbs/29_zoo.shake.ipynb #0f7dbaeb
 def stochastic_depth(
     x, # output of a residual branch, (b, ...)
-    p:float, # probability that an image loses the branch, 0 to 1
+    p:float, # probability of dropping the branch of an image, 0 to 1
     training:bool=True, # `False`: `x` as it is
     generator:torch.Generator|None=None, # on the device of `x`; default torch's own
 ):
@@ -47,7 +47,7 @@ class _Rescale(torch.autograd.Function):
 # %% ../../nbs/29_zoo.shake.ipynb #e9203d5c
 def shake_drop(
     x, # output of a residual branch, (b, ...)
-    p:float, # probability that an image is shaken, 0 to 1
+    p:float, # probability of perturbing an image, 0 to 1
     alpha=(-1.,1.), # range of the forward factor
     beta=(0.,1.), # range of the backward factor
     training:bool=True, # `False`: the expectation
@@ -76,7 +76,7 @@ def shake_shake(
 # %% ../../nbs/29_zoo.shake.ipynb #4f9473cb
 class StochasticDepthLayer(nn.Module):
     "`stochastic_depth` at the end of a residual branch (1603.09382)"
-    def __init__(self, p:float): # probability that an image loses the branch, 0 to 1
+    def __init__(self, p:float): # probability of dropping the branch of an image, 0 to 1
         super().__init__()
         self.p = check_range('p', p, 0, 1)
 
@@ -87,7 +87,7 @@ class StochasticDepthLayer(nn.Module):
 class ShakeDropLayer(nn.Module):
     "`shake_drop` at the end of a residual branch (1802.02375)"
     def __init__(self,
-        p:float, # probability that an image is shaken, 0 to 1
+        p:float, # probability of perturbing an image, 0 to 1
         alpha=(-1.,1.), # range of the forward factor
         beta=(0.,1.), # range of the backward factor
     ):
@@ -171,17 +171,17 @@ def _some_left(p, mean):
 
 @tricks.register
 class StochasticDepth(BranchTrick):
-    "Leave out residual branches at random, the later the more often (1603.09382)"
+    "Stochastic depth: drop residual branches, with probabilities that rise linearly (1603.09382)"
     off_kwargs = dict(p=0.)
     def __init__(self, p:float=0.5): self.p = _some_left(p := check_range('p', p, 0, 1), 1-p)
     def _disturb(self, y, p): return stochastic_depth(y, p, generator=self.gen(y))
 
 @tricks.register
 class ShakeDrop(BranchTrick):
-    "Multiply residual branches by one random number forward and another backward (1802.02375)"
+    "ShakeDrop: scale residual branches by random factors, others in the backward pass (1802.02375)"
     off_kwargs = dict(p=0.)
     def __init__(self,
-        p:float=0.5, # probability that an image is shaken in the last block, 0 to 1
+        p:float=0.5, # probability of perturbing an image in the last block, 0 to 1
         alpha=(-1.,1.), # range of the forward factor
         beta=(0.,1.), # range of the backward factor
     ):
