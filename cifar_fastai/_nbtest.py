@@ -7,8 +7,10 @@ def setup(cells):
     warnings.filterwarnings('ignore', category=DeprecationWarning, message='.*torch.jit.*')
 
 def quiet():
-    'Keep what differs from run to run out of stored outputs: progress bars, and the warning that names where fastai is'
+    'Keep progress bars and local paths out of stored outputs, and what other notebooks registered out of this one'
     from fastai.basics import defaults
     from fastai.callback.progress import ProgressCallback
+    from cifar_fastai.trick import tricks
     if ProgressCallback in defaults.callbacks: defaults.callbacks.remove(ProgressCallback)
+    tricks.restore() # another notebook may have run in this process
     warnings.filterwarnings('ignore', message='load_learner')

@@ -116,7 +116,7 @@ class Registry(dict):
     def __init__(self,
         kind:str, # what the objects are, for error messages
         *modules:str, # modules and packages that register objects, imported when the registry is first read
-    ): self.kind,self.modules = kind,modules
+    ): self.kind,self.modules,self.of_modules = kind,modules,{}
 
     def load(self):
         "Import the modules that register objects"
@@ -141,13 +141,19 @@ class Registry(dict):
         name=None, # under this name; default its own
     ):
         "Add `o` under its own name, or `name`; a decorator"
-        name = name or o.__name__
+        name,(mod,new) = name or o.__name__,_origin(o)
+        if mod!='__main__': self.of_modules[name] = o
         if dict.__contains__(self, name):
-            (old_mod,old),(mod,new) = _origin(dict.__getitem__(self, name)),_origin(o)
+            old_mod,old = _origin(dict.__getitem__(self, name))
             if old!=new: raise ValueError(f'There is already a {self.kind} {name!r}')
             if old_mod=='__main__'!=mod: return o
         self[name] = o
         return o
+
+    def restore(self):
+        "Drop what a notebook registered in place of a module's objects"
+        for k in [k for k,o in dict.items(self) if _origin(o)[0]=='__main__']: del self[k]
+        self.update(self.of_modules)
 
 # %% ../nbs/00_core.ipynb #49353820
 def package_file(name:str)->Path:

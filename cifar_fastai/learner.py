@@ -1,4 +1,4 @@
-"""From names to a fastai `Learner`: the one place where the registries meet
+"""Create a fastai `Learner` from the names of a backbone, data, optimizer and tricks
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/learner.html.md"""
 

@@ -1,4 +1,4 @@
-"""The one loss object, which takes labels or class probabilities, and its train-only terms
+"""Cross entropy for labels or class probabilities, with smoothing and additional terms during training
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/losses.html.md"""
 

@@ -1,4 +1,4 @@
-"""The base class of every training trick: active only during training, with random numbers of its own
+"""The table of the training step, and the base class of all tricks
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/trick.html.md"""
 

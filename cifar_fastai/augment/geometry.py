@@ -1,4 +1,4 @@
-"""Crops, flips, and smaller images in the first epochs
+"""Random crops, flips and progressive resizing
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/augment.geometry.html.md"""
 

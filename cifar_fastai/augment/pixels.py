@@ -1,4 +1,4 @@
-"""Crop, flip, colour and occlusion: every image of a batch drawn for itself, the whole batch at once, on its device
+"""Per-image, batched augmentation of uint8 images on the device: colour and geometric operations, and the base class of pixel tricks
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/augment.pixels.html.md"""
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation: learn from another network's probabilities
+"""Knowledge distillation from a trained teacher
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/callback.distill.html.md"""
 

@@ -1,4 +1,4 @@
-"""Tricks that make one image out of several, and one target out of theirs
+"""MixUp, CutMix and RICAP: tricks that combine several images and their targets
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/callback.mixers.html.md"""
 

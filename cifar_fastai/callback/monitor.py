@@ -1,4 +1,4 @@
-"""Columns beside loss and accuracy: training accuracy, images a second, memory, utilisation
+"""Additional metrics: training accuracy, images per second, memory, utilisation; gradient clipping; non-finite losses
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/callback.monitor.html.md"""
 

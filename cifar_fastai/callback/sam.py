@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: step with the gradient from the worst place nearby
+"""SAM and ASAM: sharpness-aware minimization
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/callback.sam.html.md"""
 

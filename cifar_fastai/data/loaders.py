@@ -1,4 +1,4 @@
-"""CIFAR and its relatives as tensors that live on the training device, and the fastai `DataLoaders` over them
+"""CIFAR and similar data sets as tensors on the training device, and fastai `DataLoaders` over them
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/data.loaders.html.md"""
 
