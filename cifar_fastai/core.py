@@ -116,7 +116,7 @@ class Registry(dict):
     def __init__(self,
         kind:str, # what the objects are, for error messages
         *modules:str, # modules and packages that register objects, imported when the registry is first read
-    ): self.kind,self.modules,self.of_modules = kind,modules,{}
+    ): self.kind,self.modules,self.of_modules = kind,modules,{} # the last: without what a notebook registered
 
     def load(self):
         "Import the modules that register objects"
@@ -149,11 +149,6 @@ class Registry(dict):
             if old_mod=='__main__'!=mod: return o
         self[name] = o
         return o
-
-    def restore(self):
-        "Drop what a notebook registered in place of a module's objects"
-        for k in [k for k,o in dict.items(self) if _origin(o)[0]=='__main__']: del self[k]
-        self.update(self.of_modules)
 
 # %% ../nbs/00_core.ipynb #49353820
 def package_file(name:str)->Path:
