@@ -4,6 +4,7 @@ from contextlib import contextmanager
 import pytest
 os.environ.update(OMP_NUM_THREADS='1',
     MPLBACKEND='agg') # read when torch and matplotlib are imported; what the tests start has them too
+signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job inherits SIGINT as ignored
 
 class TooLong(BaseException): pass # what is no `Exception` cannot be taken for damaged data
 
