@@ -323,9 +323,13 @@ class _Workers:
         self.ps[i] = self.start(i)
 
     def run(self)->int: # exit code
-        for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, self.signalled)
-        for i in range(len(self.commands)): self.ps.append(self.start(i))
-        while None in (codes := [self.code(i) for i in range(len(self.ps))]): time.sleep(0.1)
+        old = {s:signal.signal(s, self.signalled) for s in (signal.SIGTERM, signal.SIGINT)
+            if signal.getsignal(s) is not signal.SIG_IGN}
+        try:
+            for i in range(len(self.commands)): self.ps.append(self.start(i))
+            while None in (codes := [self.code(i) for i in range(len(self.ps))]): time.sleep(0.1)
+        finally:
+            for s,f in old.items(): signal.signal(s, f)
         if max(codes)>128: print(f'a process was ended by {signal.Signals(max(codes)-128).name}', file=sys.stderr)
         return max(codes)
 
@@ -405,9 +409,8 @@ def cifar_export(
 # %% ../nbs/90_cli.ipynb #db797318
 def _table(rows):
     "Rows of dicts as aligned text"
-    head = [list(rows[0])] + [[str(v) for v in r.values()] for r in rows]
-    width = [max(len(r[i]) for r in head) for i in range(len(head[0]))]
-    return '\n'.join('  '.join(c.ljust(w) for c,w in zip(r, width)).rstrip() for r in head)
+    from tabulate import tabulate
+    return tabulate(rows, 'keys', 'plain', disable_numparse=True)
 
 @command
 def cifar_zoo(

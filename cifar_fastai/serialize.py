@@ -17,10 +17,6 @@ from safetensors.torch import save_file
 from .core import *
 
 # %% ../nbs/02_serialize.ipynb #a77f8dd4
-def _shown(path):
-    s = str(path)
-    return s if len(s)<=200 and s.isprintable() else short(s)
-
 @contextmanager
 def os_errors(
     path, # file or folder in use
@@ -31,7 +27,7 @@ def os_errors(
     except (OSError, SafetensorError) as e:
         why = getattr(e, 'strerror', None) or str(e).removeprefix('Error while serializing: ')
         if len(why)>120: why = f'{why[:120]}...' # a damaged header may be in it
-        raise UserError(f'{_shown(path)} {what} ({why}).') from e
+        raise UserError(f'{show_path(path)} {what} ({why}).') from e
 
 # %% ../nbs/02_serialize.ipynb #326265dc
 def _check_path(path):
@@ -44,8 +40,8 @@ def check_folder(path)->Path: # `path`
     "Refuse a folder that can be neither used nor created"
     path = _check_path(path)
     if up := first(o for o in (path, *path.parents) if os.path.lexists(o)):
-        if not os.path.isdir(up): raise UserError(f'{_shown(up)} is not a folder.')
-        if not os.access(up, os.W_OK|os.X_OK): raise UserError(f'{_shown(up)} is not writable.')
+        if not os.path.isdir(up): raise UserError(f'{show_path(up)} is not a folder.')
+        if not os.access(up, os.W_OK|os.X_OK): raise UserError(f'{show_path(up)} is not writable.')
     return path
 
 # %% ../nbs/02_serialize.ipynb #af938ced
@@ -68,8 +64,8 @@ def check_output(
         owned = _run_files.fullmatch(path.name) and _is_run(path.parent)
     if not stat.S_ISREG(mode):
         kind = 'a link' if stat.S_ISLNK(mode) else 'a folder' if stat.S_ISDIR(mode) else 'a device, a pipe or a socket'
-        raise UserError(f'{_shown(path)} is {kind}: an output must be a regular file.')
-    if owned and not of_run: raise UserError(f'{_shown(path)} belongs to a run: write to another file.')
+        raise UserError(f'{show_path(path)} is {kind}: an output must be a regular file.')
+    if owned and not of_run: raise UserError(f'{show_path(path)} belongs to a run: write to another file.')
     return path
 
 # %% ../nbs/02_serialize.ipynb #160e8fe9

@@ -654,7 +654,9 @@ sys.exit(%d)"""
     [(0, 0, 0, 2), (1, 0, 0, 3), (2, 0, 0, 4), (99, 0, 137, 6), (0, 1, 1, 2), (0, 143, 143, 2)])
 def test_killed_workers(capfd, crashes, code, ends, starts):
     'A worker that a signal killed is started again, a bounded number of times; one that ended by itself is not'
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as e: cli._spread(2, ['--a=1'], code=crash%(crashes, code))
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]==handlers
     files = list(Path().glob('start*'))
     assert e.value.code==ends and len(files)==starts and capfd.readouterr().err.count('SIGKILL')==min(crashes, 5)
     assert all('--a=1' in o.read_text() and '--workers=1' in o.read_text() for o in files)

@@ -171,7 +171,8 @@ def test_by_hand(group):
     buffers = [s['momentum_buffer'] for s in learn.opt.opt.state.values()]
     for a,b in zip(buffers, velocity.values()): assert torch.allclose(a, b, rtol=1e-8, atol=1e-9)
 
-@pytest.mark.parametrize('group', pairs+triples+[chain], ids='+'.join)
+@pytest.mark.parametrize('group', [*pairs, *(pytest.param(o, marks=pytest.mark.slow) for o in triples), chain],
+    ids='+'.join)
 def test_order_of_the_list(group):
     'The order of `cbs` changes nothing, bitwise: callbacks are sorted, so turning a list round exchanges every two that could be'
     back = group[::-1]

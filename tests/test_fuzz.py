@@ -417,10 +417,9 @@ def python_code(draw):
 
 # -- the test
 
-kinds = dict(command=(command_lines(), 70, 1200), config=(configs(), 50, 800), tricks=(trick_lines(), 50, 800),
-    data=(sources(), 50, 800),
-    run=(run_folders(), 50, 900),
-    python=(python_code(), 50, 900)) # strategy, and how many inputs of it are run in a short and in a long test
+kinds = dict(command=(command_lines(), 50, 1200), config=(configs(), 35, 800), tricks=(trick_lines(), 35, 800),
+    data=(sources(), 35, 800), run=(run_folders(), 35, 900),
+    python=(python_code(), 35, 900)) # strategy, and how many inputs of it are run in a short and in a long test
 
 @pytest.fixture(scope='module')
 def server():

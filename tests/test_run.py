@@ -145,7 +145,7 @@ def check_whole(name):
     for o in folder.glob('*.safetensors'):
         with safe_open(o, 'pt') as f: assert all(f.get_tensor(k) is not None for k in f.keys())
 
-@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('signum', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_told_to_end(processes, signum):
     'SIGTERM, or Ctrl-C, saves after the batch, and a resume goes on from it bit for bit'
     argv = small+['--epochs', '4', '--bs', '8']

@@ -132,7 +132,7 @@ def two_processes(cbs, out):
     torch.multiprocessing.spawn(_process, (port, cbs, str(out)), nprocs=2)
     return [torch.load(f'{out}{i}') for i in (0, 1)]
 
-@pytest.mark.parametrize('sync', [False, True])
+@pytest.mark.parametrize('sync', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_processes(sync, tmp_path):
     'Under DDP each process perturbs by its own gradient, or all by the mean; the second gradients are averaged'
     set_seed(0)

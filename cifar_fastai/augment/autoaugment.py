@@ -15,7 +15,6 @@ from ..core import *
 from ..trick import *
 from ..data.loaders import *
 from .pixels import *
-from .pixels import _moves, _number
 
 # %% ../../nbs/22_augment.autoaugment.ipynb #20b92d15
 _policies = dict(cifar10='''
@@ -54,7 +53,7 @@ autoaugment_policies = {k:[tuple(_operation(o) for o in sub.split(',')) for sub 
     for k,v in _policies.items()}
 
 # %% ../../nbs/22_augment.autoaugment.ipynb #0a2056f0
-_signed = [*_moves, 'Brightness', 'Color', 'Contrast', 'Sharpness']
+_signed = [*geometric_matrices, 'Brightness', 'Color', 'Contrast', 'Sharpness']
 _has_sign = np.array([o in _signed for o in operations])
 
 @cache
@@ -151,7 +150,7 @@ class AutoAugment(ImagePolicy):
         "Numbers of operations, probabilities and magnitudes, each `(2, 25)`"
         subs,ms = autoaugment_policies[policy],magnitudes(10, h, w)
         return [np.array([[f(*o) for o in sub] for sub in subs]).T
-            for f in (lambda k,p,m: _number[k], lambda k,p,m: p, lambda k,p,m: ms[k][m])]
+            for f in (lambda k,p,m: operation_index[k], lambda k,p,m: p, lambda k,p,m: ms[k][m])]
 
     def draw(self, rng, b, h, w):
         sub = rng.integers(25, size=b)

@@ -17,7 +17,6 @@ from ..core import *
 from ..trick import *
 from ..data.loaders import *
 from .pixels import *
-from .pixels import _each, _image_size
 
 # %% ../../nbs/21_augment.geometry.ipynb #d5a2984c
 def reflect_crop(
@@ -54,7 +53,7 @@ class RandomCrop(_Cropper):
     def off(self): return not self.pad
 
     def check(self):
-        if size := _image_size(self.dls): self._check_size(*size)
+        if size := image_size(self.dls): self._check_size(*size)
 
     def _check_size(self, h, w):
         most = min(h, w) - (self.mode=='reflect')
@@ -74,7 +73,7 @@ def hflip(
     which:Tensor, # flip this image? bool (b,)
 )->Tensor: # new images
     "Flip selected images horizontally"
-    return torch.where(_each(which), x.flip(3), x)
+    return torch.where(which.view(-1, 1, 1, 1), x.flip(3), x)
 
 def pixel_hash(
     x:Tensor, # images (b, c, h, w); of floats, two decimals count
@@ -187,7 +186,7 @@ class RandomResizedCrop(_Cropper):
         (b,_,h,w),kw = x.shape,dict(device=x.device, generator=self.stream.gen(x.device))
         top,left,bh,bw = draw_boxes(b, h, w, self.area, self.aspect, **kw)
         crop = (torch.rand(b, **kw)<self.p) & (bh>0) & (bw>0)
-        return torch.where(_each(crop), resized_crop(x, top, left, bh, bw), x)
+        return torch.where(crop.view(-1, 1, 1, 1), resized_crop(x, top, left, bh, bw), x)
 
 # %% ../../nbs/21_augment.geometry.ipynb #ecd58b42
 def resize_scale(

@@ -13,7 +13,6 @@ from ..core import *
 from ..trick import *
 from ..data.loaders import *
 from .pixels import *
-from .pixels import _image_size
 from .geometry import *
 
 # %% ../../nbs/23_augment.occlusion.ipynb #73fde6ff
@@ -53,7 +52,7 @@ class Cutout(Occlusion):
     def off(self): return not (self.length and self.holes)
 
     def check(self):
-        if size := _image_size(self.dls): self._check_size(*size)
+        if size := image_size(self.dls): self._check_size(*size)
 
     def _check_size(self, h, w):
         if self.length>min(h, w):

@@ -20,6 +20,7 @@ from io import BytesIO, StringIO
 from fastcore import xml
 from fastai.basics import *
 from matplotlib.figure import Figure
+from tabulate import tabulate
 from ..core import *
 from ..runs.config import *
 from ..serialize import *
@@ -376,10 +377,17 @@ def _md(s): return re.sub(r'([\\|*`\[\]])', r'\\\1', escape(str(s), quote=False)
 def _numeric(k): return k not in ('row', 'model', 'optimizer', 'schedule')
 
 # %% ../../nbs/74_studies.report.ipynb #ad05876a
-def _md_table(s):
-    cols = s.columns
-    rows = [cols, ['--:' if _numeric(k) else '---' for k in cols], *zip(*cols.values())]
-    return '\n'.join('| ' + ' | '.join(map(_md, r)) + ' |' for r in rows) + f'\n\n{_md(s.caption)}'
+def _table(
+    s, # `Section`
+    fmt, # of `tabulate`
+    text=str, # called with each heading and cell
+):
+    "The columns of a section as a table"
+    align = ['right' if _numeric(k) else 'left' for k in s.columns]
+    return tabulate({text(k):[*map(text, v)] for k,v in s.columns.items()}, 'keys', fmt, disable_numparse=True,
+        colalign=align)
+
+def _md_table(s): return f'{_table(s, "pipe", _md)}\n\n{_md(s.caption)}'
 
 # %% ../../nbs/74_studies.report.ipynb #4d662ef4
 @patch
@@ -440,10 +448,7 @@ def _svg(
 
 # %% ../../nbs/74_studies.report.ipynb #9211e03f
 def _html_table(s):
-    def row(tag, cells): return xml.Tr(*[tag(c, cls=None if _numeric(k) else 'text') for k,c in zip(s.columns, cells)])
-    body = [row(xml.Td, o) for o in zip(*s.columns.values())]
-    return xml.Div(xml.Table(xml.Thead(row(xml.Th, s.columns)), xml.Tbody(*body)), xml.P(s.caption, cls='caption'),
-        cls='scroll')
+    return xml.Div(xml.NotStr(_table(s, 'html')), xml.P(s.caption, cls='caption'), cls='scroll')
 
 def _html_figures(s):
     about = {s.shows:(s.plot, 0.8+0.28*len(s.runs))}
@@ -461,8 +466,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--fg); background: var(-
     max-width: 1200px; margin: 0 auto; padding: 16px; overflow-wrap: anywhere }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; overflow-wrap: normal }
-th, td { padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { white-space: normal; vertical-align: bottom } .text { text-align: left }
+th, td { padding: 4px 8px; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { white-space: normal; vertical-align: bottom }
 .figures { display: flex; flex-wrap: wrap; gap: 16px } figure { margin: 16px 0; flex: 0 1 432px; min-width: 0 }
 svg { width: 100%; height: auto } .caption, figcaption { color: var(--soft); font-size: 13px }
 '''

@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from numbers import Real
 import torch
 from torch import nn
+from tabulate import tabulate
 from ..core import *
 
 # %% ../../nbs/30_zoo.registry.ipynb #8847a0fc
@@ -130,18 +131,15 @@ class Summary:
     params:int # trainable and frozen parameters
     macs:int # multiply-accumulates for one image
 
-    def _repr_markdown_(self):
-        head = ['| stage | output | parameters | MACs |', '|---|---|--:|--:|']
-        body = [f"| {n} | {'x'.join(map(str, s))} | {p:,} | {m/1e6:,.1f}M |" for n,s,p,m in self.stages]
-        return '\n'.join(head + body + [f'| **all** | | **{self.params:,}** | **{self.macs/1e6:,.1f}M** |'])
+    def table(self, tablefmt='plain'): # a format of `tabulate`
+        "The stages and their sum as text"
+        rows = [(n, 'x'.join(map(str, s)), f'{p:,}', f'{m/1e6:,.1f}M')
+            for n,s,p,m in [*self.stages, ('all', (), self.params, self.macs)]]
+        return tabulate(rows, ['stage', 'output', 'parameters', 'MACs'], tablefmt, disable_numparse=True,
+            colalign=('left', 'left', 'right', 'right'))
 
-    def __str__(self):
-        r = [('stage', 'output', 'parameters', 'MACs')] + [(n, 'x'.join(map(str, s)), f'{p:,}', f'{m/1e6:,.1f}M')
-            for n,s,p,m in self.stages]
-        r.append(('all', '', f'{self.params:,}', f'{self.macs/1e6:,.1f}M'))
-        w = [max(len(o[i]) for o in r) for i in range(4)]
-        return '\n'.join(f'{a:<{w[0]}}  {b:<{w[1]}}  {c:>{w[2]}}  {d:>{w[3]}}' for a,b,c,d in r)
-    __repr__ = __str__
+    def __repr__(self): return self.table()
+    def _repr_markdown_(self): return self.table('pipe')
 
 # %% ../../nbs/30_zoo.registry.ipynb #cb273bed
 def model_summary(
@@ -216,14 +214,14 @@ class Rows(list):
     "Backbones that a notebook shows as a table"
     def _repr_markdown_(self):
         contract = zoo_contract()
-        lines = ['name | built by | parameters | GMACs | paper | departs from the paper',
-            '--- | --- | --: | --: | --- | ---']
+        rows = []
         for o in self:
             cost = _cost(o, contract.get(o.name, {}).get('gmacs'))
             paper = f'[{o.paper}](https://arxiv.org/abs/{o.paper})' if o.paper else ''
-            lines.append(' | '.join((o.name, f'`{o.build.__name__}`', f"{cost['params']:,}", f"{cost['gmacs']:.3f}",
-                paper, o.note.rstrip('.'))))
-        return '\n'.join(f'| {o} |' for o in lines)
+            rows.append((o.name, f'`{o.build.__name__}`', f"{cost['params']:,}", f"{cost['gmacs']:.3f}", paper,
+                o.note.rstrip('.')))
+        return tabulate(rows, ['name', 'built by', 'parameters', 'GMACs', 'paper', 'departs from the paper'], 'pipe',
+            disable_numparse=True, colalign=('left', 'left', 'right', 'right', 'left', 'left'))
     __repr__ = _repr_markdown_
 
 def family_rows(family:str)->Rows: # of one `Backbone` each
