@@ -59,7 +59,8 @@ class _Budget:
         self.files -= 1
         if self.files<0: raise _too_many(self.path)
         if is_link and re.search(r'(^|/)(train|test)(/|$)', name):
-            raise UserError(f'{show_path(self.path)} holds the symbolic link {show_path(name)}: pack the files themselves.')
+            raise UserError(f'{show_path(self.path)} holds the symbolic link {show_path(name)}: '
+                'pack the files themselves.')
 
     def read(self, f):
         "The whole content of the member `f`"
@@ -180,8 +181,12 @@ def unpickle_arrays(
 Images = namedtuple('Images', 'train_x train_y test_x test_y vocab ordered digest', defaults=(False,None))
 
 # %% ../../nbs/10_data.sources.ipynb #ffc435e1
-def check_labels(y, c, what='Labels'):
-    "Refuse labels of other than `c` classes"
+def check_labels(
+    y, # labels, an array or a tensor
+    c:int, # number of classes
+    what='Labels', # start of the error message
+):
+    "Raise `UserError` if a label is not in [0, c-1]"
     if len(y) and not 0<=y.min()<=y.max()<c:
         raise UserError(f'{what} go from {y.min()} to {y.max()}: of {c} classes they must be from 0 to {c-1}.')
 
@@ -323,7 +328,8 @@ def _open_image(
 def _decode(name, data, path):
     try: return _rgb32(_open_image(io.BytesIO(data)))
     except Exception as e:
-        raise UserError(f'{show_path(name)} in {show_path(path)} is not a readable image ({_why(e)}): remove it.') from e
+        raise UserError(f'{show_path(name)} in {show_path(path)} is not a readable image '
+            f'({_why(e)}): remove it.') from e
 
 # %% ../../nbs/10_data.sources.ipynb #e553c36c
 def _pixels(o):
@@ -402,7 +408,8 @@ def _layout_files(path):
         found[i][key] = read if is_dir else partial(noop, read())
     i = max(range_of(found), key=lambda i: len(found[i]))
     if not found[i]:
-        raise UserError(f'{show_path(path)} holds neither batches of CIFAR nor class folders with images: train/<class>/* '
+        raise UserError(f'{show_path(path)} holds neither batches of CIFAR nor class folders with images: '
+            'train/<class>/* '
             'and test/<class>/* would be right.')
     return _layouts[i][1],found[i]
 
