@@ -3,7 +3,7 @@
 nbdev turns notebooks into pages (it runs their imports and exported cells, so the `dev` extra has to be installed);
 Quarto renders them where there is one, smalldocs otherwise. README.md is always made by smalldocs, so that it is the
 same everywhere. A link of the site or of README.md that leads nowhere is an error.'''
-import inspect, os, re, shutil, subprocess, sys, tarfile, tempfile, yaml
+import inspect, os, re, shutil, subprocess, sys, tempfile, yaml
 from html.parser import HTMLParser
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +16,6 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.process import Processor
 from nbdev.processors import FilterDefaults
 from nbdev.serve import proc_nbs
-from smalldocs.layout import KATEX
 from smalldocs.site import build
 
 # What the first digit of a notebook's number stands for, as the sidebar says it
@@ -86,25 +85,6 @@ def configure(cfg, nbs, dest):
     site['sidebar'] = dict(contents=sidebar(nbs))
     (dest/'nbdev.yml').write_text(yaml.safe_dump({'project': {'output-dir':'_docs'}, 'website':site}, sort_keys=False))
     (dest/'sidebar.yml').unlink(missing_ok=True)
-
-def vendor_katex(site):
-    "Where a page has formulas, put KaTeX into the site: from npm, or leave the link to the CDN where there is no npm"
-    pages = [o for o in site.rglob('*.html') if KATEX in o.read_text(encoding='utf-8')]
-    if not pages: return
-    if not shutil.which('npm'): return print('No npm here: formulas will be drawn by KaTeX from its CDN')
-    to = site/'site_libs/katex'
-    with tempfile.TemporaryDirectory() as tmp:
-        subprocess.run(['npm', 'pack', '--silent', re.search(r'katex@[\d.]+', KATEX)[0]], cwd=tmp, check=True,
-            stdout=subprocess.DEVNULL)
-        with tarfile.open(next(Path(tmp).glob('*.tgz'))) as t: t.extractall(tmp, filter='data')
-        for o in ('katex.min.css', 'katex.min.js', 'contrib/auto-render.min.js'):
-            (to/o).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(Path(tmp)/'package/dist'/o, to/o)
-        shutil.copytree(Path(tmp)/'package/dist/fonts', to/'fonts', ignore=shutil.ignore_patterns('*.ttf', '*.woff'))
-    css = (to/'katex.min.css').read_text()
-    (to/'katex.min.css').write_text(re.sub(r',url\(fonts/[\w-]+\.(woff|ttf)\) format\("\w+"\)', '', css))
-    for o in pages:
-        o.write_text(o.read_text(encoding='utf-8').replace(KATEX, os.path.relpath(to, o.parent)), encoding='utf-8')
 
 def name_markdown(site):
     "Give the Markdown copy of `page.html` the name that links to it use, `page.html.md`"
@@ -184,7 +164,6 @@ def main(
             shutil.rmtree(site)
             subprocess.run(['quarto', 'render', str(src), '--no-execute'], check=True)
             name_markdown(site)
-        else: vendor_katex(site)
         (site/'.nojekyll').touch()
         shutil.rmtree(cfg.doc_path, ignore_errors=True)
         shutil.move(site, cfg.doc_path)
