@@ -1,4 +1,4 @@
-"""What an epoch costs, as ratios to a bare PyTorch loop measured in the same run
+"""Cost of an epoch relative to a bare PyTorch loop, measured in the same run
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/bench.html.md"""
 
@@ -32,7 +32,7 @@ from .learner import *
 
 # %% ../nbs/80_bench.ipynb #27b8e94a
 def _seconds(f):
-    "Wall time of `f`, the device's work included"
+    "Wall time of `f`, including the work of the device"
     if torch.cuda.is_available(): torch.cuda.synchronize()
     start = time.perf_counter()
     f()
@@ -41,10 +41,10 @@ def _seconds(f):
 
 def time_interleaved(
     fs:dict, # name -> function of no arguments
-    base:str, # the name that the others are compared with
-    n:int=5, # rounds; one more comes first and is not counted
-)->dict: # name -> median seconds; median, lowest and highest ratio to the run of `base` right before
-    "Time each function in turns with `base`, so that a busy machine disturbs both alike"
+    base:str, # name of the baseline
+    n:int=5, # rounds, after one warmup round
+)->dict: # name -> median seconds; median, lowest and highest ratio to the preceding run of `base`
+    "Time each function alternately with `base`, so that other load affects both"
     n = check_range('n', n, 1, 1000, whole=True)
     if not isinstance(base, str) or base not in fs: raise unknown('benchmark', base, fs)
     rounds = [{k:(_seconds(fs[base]), _seconds(f)) for k,f in fs.items()} for _ in range(n+1)][1:]
@@ -63,9 +63,9 @@ def machine()->dict:
 def bare_loop(
     model:nn.Module, # trained in place
     opt:torch.optim.Optimizer, # over its parameters
-    batches:list, # (images, labels), ready on the device
+    batches:list, # (images, labels), on the device
 ):
-    "Train over `batches` once, with nothing around it"
+    "Train one epoch over `batches`"
     model.train()
     for x,y in batches:
         F.cross_entropy(model(x), y).backward()
@@ -75,12 +75,12 @@ def bare_loop(
 # %% ../nbs/80_bench.ipynb #1c186a9f
 def epoch_cost(
     arch:str='resnet20', # name of a backbone
-    dls=None, # `DataLoaders`; default the digits
-    tricks:dict=None, # name -> list of callbacks, each timed as well, but for those that the backbone cannot have
+    dls=None, # `DataLoaders`; default: the digits
+    tricks:dict=None, # name -> list of callbacks to time; those that refuse the backbone are skipped
     n:int=5, # rounds
-    base:str='bare', # compare with the 'bare' loop, or with a plain 'Learner'
+    base:str='bare', # baseline: the 'bare' loop, or a plain 'Learner'
 )->dict:
-    "Training epochs of a Learner, plain and with tricks, in turns with `base`"
+    "Time training epochs of a Learner, plain and with tricks, relative to `base`"
     n = check_range('n', n, 1, 1000, whole=True)
     if not isinstance(base, str) or base not in ('bare', 'Learner'): raise unknown('base', base, ('bare', 'Learner'))
     find_model(arch)
@@ -90,7 +90,7 @@ def epoch_cost(
     fs = dict(bare=partial(bare_loop, model, opt, ready)) if base=='bare' else {}
     for name,cbs in ({'Learner':[]} | (tricks or {})).items():
         with suppress(UserError):
-            _train_epoch(learn := cifar_learner(arch, dls, cbs=cbs, lr=0.01)) # some are refused before the first batch
+            _train_epoch(learn := cifar_learner(arch, dls, cbs=cbs, lr=0.01)) # raises if the trick is refused
             fs[name] = partial(_train_epoch, learn)
     return time_interleaved(fs, base, n)
 
@@ -98,14 +98,14 @@ def _train_epoch(learn):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=NoValidation())
 
 class NoValidation(Callback):
-    "Leaves the validation part of an epoch out"
+    "Skip validation"
     def before_validate(self): raise CancelValidException
 
 # %% ../nbs/80_bench.ipynb #8f002547
 def all_tricks(
     teacher=None, # a module, for the tricks that need one
 )->dict: # name -> list of one callback
-    "Every trick, but for those that want a teacher where there is none"
+    "Every trick, except those that need a teacher if there is none"
     def made(cls):
         try: return [cls()]
         except TypeError: return [cls(teacher)] if teacher else None
@@ -139,10 +139,10 @@ def _ours(dl):
 
 # %% ../nbs/80_bench.ipynb #2fa080fc
 def data_cost(
-    dls, # `DataLoaders` of this library, of images in colour
+    dls, # `DataLoaders` of this library, of colour images
     n:int=5, # rounds
 )->dict:
-    "Gathering and augmenting an epoch's images in turns with torchvision's pipeline on PIL images, on one thread"
+    "Time the augmentation of an epoch relative to torchvision's pipeline on PIL images, on one thread"
     n = check_range('n', n, 1, 1000, whole=True)
     names = ('{}', '{} with AutoAugment', '{}, AutoAugment alone')
     res,threads = {},torch.get_num_threads()
@@ -157,8 +157,8 @@ def data_cost(
 # %% ../nbs/80_bench.ipynb #95ee5f5f
 def save_bench(
     path, # JSON file
-    data:str, # what it was measured on, in words
+    data:str, # description of the data
     **figures # name -> result of a benchmark
 ):
-    "Write results with what they were taken with"
+    "Write results with their environment"
     with atomic_write(path, 'w') as f: f.write(json.dumps(dict(machine=machine(), data=data, **figures), indent=1)+'\n')

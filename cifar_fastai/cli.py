@@ -26,7 +26,7 @@ class Flag(NamedTuple):
     "A flag or positional argument of a command"
     name:str # of the parameter
     type:type # str, int, float, bool or list
-    default:object # its value where it is not given
+    default:object # default value
     help:str # one line
     positional:bool=False # an argument without a flag?
 
@@ -264,25 +264,28 @@ def cifar_lr_find(
 # %% ../nbs/90_cli.ipynb #9d4b5c5b
 @command
 def cifar_reproduce(
-    table:str=None, # number of a published table, as 3.9
-    rows:str=None, # ids or patterns of rows, with commas between them, as "3.9/ss64_c,3.5/*"
-    all:bool=False, # every published row?
+    table:str=None, # number of a published table, such as 3.9
+    rows:str=None, # ids or patterns of rows, separated by commas, such as "3.9/ss64_c,3.5/*"
+    all:bool=False, # run every published row?
     seeds:int=1, # runs of each row, with seeds 0, 1, 2, ...
-    epochs:int=None, # instead of the row's; like all that follow down to --dataset it makes other runs than the row
-    fraction:float=None, # stratified part of the training images
+    epochs:int=None, # epochs instead of the row's; this and the flags down to --dataset change the row
+    fraction:float=None, # fraction of the training images, stratified
     model:str=None, # backbone instead of the row's
     bs:int=None, # batch size instead of the row's
     lr:float=None, # learning rate instead of the row's
+    precision:str=None, # fp32, or mixed precision: bf16 or fp16
+    valid_every:int=None, # epochs between two validations
     dataset:str=None, # data set, or folder or archive of images
-    root:str=None, # folder or archive where a named data set is
+    root:str=None, # folder or archive of a named data set
     exps:str='exps', # folder that holds the runs
     gpu:str=None, # number of a GPU, or cpu (default: a process on each GPU)
     workers:int=None, # processes that share the runs (default: one for each GPU, or one)
-    dry_run:bool=False, # only show what is to run, and about how long it will take?
+    dry_run:bool=False, # only show the runs and an estimate of their time?
 ):
-    "Run what is missing of published rows; started again, it goes on"
+    "Run published rows that have not been run yet; resumable"
     from cifar_fastai.studies.experiments import check_jobs, select_experiments, plan, reproduce
-    changes = dict(epochs=epochs, fraction=fraction, model=model, bs=bs, lr=lr, dataset=dataset)
+    changes = dict(epochs=epochs, fraction=fraction, model=model, bs=bs, lr=lr, precision=precision,
+        valid_every=valid_every, dataset=dataset)
     jobs = plan(select_experiments(table, rows, all), seeds, exps, **changes)
     check_jobs(jobs, root, gpu, data=not dry_run)
     if dry_run: return print(_dry(jobs, root, gpu))
@@ -294,7 +297,7 @@ def cifar_reproduce(
 
 # %% ../nbs/90_cli.ipynb #ca33cce8
 def _processes(workers, gpu):
-    "How many processes to start; 0: this one does it"
+    "Number of processes to start; 0: run in this process"
     import torch
     n = workers if workers is not None else torch.cuda.device_count() if gpu is None else 1
     return n if n>1 else 0
@@ -318,7 +321,7 @@ class _Workers:
         code = self.ps[i].poll()
         if code is None or code>=0: return code
         if self.told or not self.left[i]: return 128-code
-        print(f'a process was killed by {signal.Signals(-code).name}, and is started again', file=sys.stderr)
+        print(f'a process was killed by {signal.Signals(-code).name} and is restarted', file=sys.stderr)
         self.left[i] -= 1
         self.ps[i] = self.start(i)
 
@@ -346,22 +349,22 @@ def _spread(n, flags, gpu=None, code='from cifar_fastai.cli import cifar_reprodu
 def _duration(s): return f'{s/3600:.1f} h' if s>=3600 else f'{s/60:.0f} min' if s>=60 else f'{s:.0f} s'
 
 def _dry(jobs, root, gpu):
-    "What there is, what is to run, and about how long it will take on one device"
+    "The runs, their states, and an estimate of the time on one device"
     from cifar_fastai.studies.experiments import estimate
     times = estimate(jobs, root, gpu)
-    def said(t): return t if isinstance(t, str) else '' if not t else f'about {_duration(t)}'
-    rows = [dict(row=j.row.id, seed=j.config.seed, state=j.state, time=said(t)) for j,t in zip(jobs, times)]
+    def described(t): return t if isinstance(t, str) else '' if not t else f'about {_duration(t)}'
+    rows = [dict(row=j.row.id, seed=j.config.seed, state=j.state, time=described(t)) for j,t in zip(jobs, times)]
     total = sum(t for t in times if not isinstance(t, str))
-    return f'{_table(rows)}\nabout {_duration(total)} in all, one after another'
+    return f'{_table(rows)}\nabout {_duration(total)} in total, sequentially'
 
 # %% ../nbs/90_cli.ipynb #17bcbaa4
 @command
 def cifar_report(
-    table:str=None, # number of a published table, as 3.9 (default: every row that was run)
-    rows:str=None, # ids or patterns of rows, with commas between them
+    table:str=None, # number of a published table, such as 3.9 (default: every row that was run)
+    rows:str=None, # ids or patterns of rows, separated by commas
     exps:str='exps', # folder that holds the runs
     out:str='report', # folder for report.md, report.csv, report.png and report.html
-    pool_code:bool=False, # count runs of different versions of the library together?
+    pool_code:bool=False, # pool runs of different versions of the library?
 ):
     "Compare the runs with the published rows, and write report.md, report.csv, report.png and report.html"
     from cifar_fastai.studies.experiments import select_experiments
@@ -378,7 +381,7 @@ def cifar_compare(
     /,
     out:str=None, # file for a picture of both
 ):
-    "Say what differs between two runs, in what they are and in how they went"
+    "Compare the settings, environments and results of two runs"
     from cifar_fastai.studies.compare import compare_runs
     from cifar_fastai.serialize import atomic_write, check_output
     if out is not None: check_output(out)
@@ -393,11 +396,11 @@ def cifar_compare(
 def cifar_export(
     run:str, # folder of a run, such as exps/a/666
     /,
-    out:str=None, # folder to write to (default: export, in the run's)
+    out:str=None, # folder to write to (default: export, in the folder of the run)
     weights:str='best', # of the best epoch, or the last
-    root:str=None, # folder or archive where a named data set is
-    push:str=None, # put it on the Hugging Face Hub too, as user/name
-    private:bool=False, # for you alone, if the repository is new?
+    root:str=None, # folder or archive of a named data set
+    push:str=None, # also upload it to the Hugging Face Hub, as user/name
+    private:bool=False, # make a new repository private?
 ):
     "Write a run's weights, model card and settings to a folder that load_run reads"
     from cifar_fastai.runs.export import export_run, push_run
@@ -439,14 +442,14 @@ def cifar_tricks(
 @command
 def cifar_bench(
     dataset:str='digits', # data set, or folder or archive of images
-    fraction:float=1., # stratified part of its training images
+    fraction:float=1., # fraction of the training images, stratified
     model:str='resnet20', # name of a backbone
-    bs:int=128, # training images a batch
-    rounds:int=5, # every figure is the median over so many
+    bs:int=128, # batch size
+    rounds:int=5, # number of rounds; medians are reported
     out:str='bench.json', # file for the figures
-    data:str=None, # the data in words, for the file (default: data set and fraction)
+    data:str=None, # description of the data for the file (default: data set and fraction)
 ):
-    "Measure an epoch beside a bare PyTorch loop, each trick beside a plain Learner, and the data beside torchvision"
+    "Measure the cost of an epoch, of each trick and of augmentation, relative to a bare PyTorch loop"
     from cifar_fastai.zoo.registry import create_model
     from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,save_bench
     from cifar_fastai.data.loaders import cifar_dls

@@ -8,6 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/learner.html.md"""
 __all__ = ['CheckTargets', 'cifar_learner']
 
 # %% ../nbs/60_learner.ipynb #c6689dae
+import platform, warnings
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
 from .core import *
@@ -127,6 +128,19 @@ class CheckTargets(ManagedCallback):
             raise UserError(f'The network has {self.pred.shape[1]} outputs, and the data have '
                 f'{n} classes: they must be the same.')
 
+# %% ../nbs/60_learner.ipynb #2203c3b7
+def _lacks_bf16():
+    "Is this an x86 CPU without instructions for bf16 (AVX512-BF16, AMX)?"
+    checks = [getattr(torch.cpu, o, bool) for o in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')]
+    return platform.machine() in ('x86_64', 'AMD64') and not any(f() for f in checks)
+
+def _with_precision(learn, precision):
+    if precision=='fp32': return learn
+    if precision=='fp16': return learn.to_fp16()
+    if learn.dls.device.type=='cpu' and _lacks_bf16():
+        warnings.warn('This CPU has no fast bf16 (AVX512-BF16 or AMX): bf16 is likely to be slower than fp32 on it.')
+    return learn.to_bf16()
+
 # %% ../nbs/60_learner.ipynb #2012d616
 @delegates(Learner.__init__, but='model,loss_func,opt_func,default_cbs')
 def cifar_learner(
@@ -143,10 +157,12 @@ def cifar_learner(
     n_out:int|None=None, # classes, where `dls` does not know
     channels_last:bool=True, # weights in channels_last?
     compile:bool=False, # compile the network?
+    precision:str='fp32', # 'fp32', or mixed precision: 'bf16' or 'fp16'
     **kwargs
 )->Learner:
     "A `Learner` for 32x32 images"
     if isinstance(arch, str): find_model(arch)
+    if precision not in ('fp32', 'bf16', 'fp16'): raise unknown('precision', precision, ('fp32', 'bf16', 'fp16'))
     _check_loss(loss_func)
     lr,wd,cbs = check_lr(lr),wd if wd is None else check_lr(wd, 'wd'),L(cbs).map(_callback)
     if dls is None: dls = cifar_dls()
@@ -160,7 +176,7 @@ def cifar_learner(
     if not wd_bn_bias: _check_undecayed(learn)
     learn.add_cbs([CheckTargets(), *([] if learn._grab_cbs(StopOnNonFinite) else [StopOnNonFinite()])])
     check_callbacks(learn)
-    return async_metrics(learn)
+    return _with_precision(async_metrics(learn), precision)
 
 # %% ../nbs/60_learner.ipynb #7d46e0a0
 class _Peek(ManagedCallback):

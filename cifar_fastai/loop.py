@@ -12,6 +12,7 @@ __all__ = ['ManagedCallback', 'managed', 'check_callbacks', 'TrainingRun', 'Loop
 import functools, inspect, random, tempfile, threading, warnings, weakref
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from copy import copy, deepcopy
+from operator import attrgetter
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import *
@@ -117,11 +118,16 @@ def _silent(loop, cb):
         or isinstance(cb, (*_saving, ShortEpochCallback, *loop.muted)))
 
 # %% ../nbs/03_loop.ipynb #da960cdc
+def _handles(cb, event_name):
+    "Does `cb` respond to the event? fastai would search the Learner and the model for a method that `cb` lacks"
+    if event_name=='after_fit' or type(cb).__call__ is not Callback.__call__: return True # it resets `run`
+    return hasattr(type(cb), event_name) or event_name in vars(cb)
+
 def _call_callbacks(learn, loop, event_name):
     if loop.inference and loop.run and event_name in _fit_events: return
     end = None
-    for cb in learn.cbs.sorted('order'):
-        if id(cb) in loop.excluded or _silent(loop, cb): continue
+    for cb in sorted(learn.cbs, key=attrgetter('order')):
+        if not _handles(cb, event_name) or id(cb) in loop.excluded or _silent(loop, cb): continue
         loop.calling.append(cb)
         try: cb(event_name)
         except CancelFitException as e:
@@ -248,7 +254,6 @@ def _done_before(learn, run, event_type):
         run.skip = None
         restore()
     return True
-
 
 # %% ../nbs/03_loop.ipynb #c34e7a32
 @extend(Learner, '_with_events')

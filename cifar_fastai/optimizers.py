@@ -1,4 +1,4 @@
-"""Optimizers by name, as fastai takes them: torch's own, and the few that torch has not
+"""Optimizers by name: torch's, and a few that torch lacks
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/optimizers.html.md"""
 
@@ -25,7 +25,7 @@ def _checked(
     v, # its value
     name=None, # for the message; default `key`
 ): # `v`, as a Python number where it has bounds
-    "Refuse a value that a hyperparameter cannot have"
+    "Validate the value of a hyperparameter"
     hi = _highest.get(key)
     return v if hi is None else check_range(name or key, v, 0, hi, below=hi==1)
 
@@ -42,7 +42,7 @@ def check_lr(
     name:str='lr', # for the message
     n:int=None, # layer groups, of an optimizer
 ): # the same, with Python numbers
-    "Refuse what is no learning rate"
+    "Validate a learning rate"
     check = partial(_checked, 'lr', name=name)
     if is_listy(lr) or getattr(lr, 'ndim', 0)==1:
         if isinstance(lr, slice):
@@ -309,5 +309,5 @@ optimizers.update(adabound=(AdaBound, {}), adaboundw=(AdaBoundW, {}), lars=(LARS
 # %% ../nbs/41_optimizers.ipynb #899f0580
 @patch
 def created(self:GroupedOptim):
-    "Called when a Learner has made the optimizer: no weight decay for what it marked"
+    "Called when a Learner has created the optimizer: exclude the parameters it marked from weight decay"
     self.split([p for p,s in self.state.items() if not s.get('do_wd', True)], wd=0.)

@@ -1,4 +1,4 @@
-"""Fit policies: how the learning rate goes over a fit, drawn before it runs
+"""Fit policies: learning rate schedules as `fit_*` methods, plotted before a fit
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/schedules.html.md"""
 

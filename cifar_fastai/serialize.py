@@ -104,7 +104,7 @@ def atomic_write(
 
 # %% ../nbs/02_serialize.ipynb #1aaa77c8
 def _check_file(path):
-    "Refuse what is not a regular file: reading a pipe may never end"
+    "Refuse anything but a regular file: reading a pipe may block forever"
     with os_errors(path, 'cannot be read'):
         if not os.path.lexists(path): raise UserError(f'{path} is missing.')
         if not stat.S_ISREG(os.stat(path).st_mode): raise UserError(f'{path} is not a regular file.')
@@ -119,16 +119,16 @@ def read_text(
         try: s = Path(path).read_text(encoding='utf-8')
         except UnicodeDecodeError: raise UserError(f'{path} is not text.') from None
     if not s.strip(): raise UserError(f'{path} is empty.')
-    if whole and not s.endswith('\n'): raise UserError(f'{path} is cut off in its last line.')
+    if whole and not s.endswith('\n'): raise UserError(f'{path} is truncated in its last line.')
     return s
 
 def read_json(path):
-    "What a JSON file holds, if it can be written as JSON again: no NaN, no lone surrogates, not too deep"
+    "The content of a JSON file; NaN, lone surrogates and deep nesting are refused"
     text = read_text(path)
     try:
         res = json.loads(text)
         json.dumps(res, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError): raise UserError(f'{path} is not JSON, or cut off.') from None
+    except (ValueError, RecursionError): raise UserError(f'{path} is not valid JSON, or is truncated.') from None
     return res
 
 # %% ../nbs/02_serialize.ipynb #73f7896c

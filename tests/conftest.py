@@ -6,11 +6,9 @@ os.environ.update(OMP_NUM_THREADS='1',
     MPLBACKEND='agg') # read when torch and matplotlib are imported; what the tests start has them too
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job inherits SIGINT as ignored
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(request, monkeypatch):
-    "Bits are compared with loops written out on the CPU; only tests marked `cuda` use a GPU where there is one"
-    from fastai.torch_core import defaults
-    monkeypatch.setattr(defaults, 'use_cuda', None if request.node.get_closest_marker('cuda') else False)
+def pytest_configure(config):
+    "Bits are compared with loops written out on the CPU: only `pytest -m cuda` sees a GPU"
+    if 'cuda' not in config.option.markexpr: os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 class TooLong(BaseException): pass # what is no `Exception` cannot be taken for damaged data
 

@@ -368,7 +368,7 @@ def test_floats():
     for cb in (AutoAugment(), RandAugment()):
         learn = learner(cb)
         before = [p.clone() for p in learn.model.parameters()]
-        with pytest.raises(UserError, match='works on bytes, or floats from 0 to 1'): fit(learn, 1)
+        with pytest.raises(UserError, match=r'works on bytes, or floats in \[0, 1\]'): fit(learn, 1)
         assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
     for cb in (RandomCrop(), Flip(), RandomResizedCrop(), Cutout(), RandomErasing()): fit(learner(cb), 1)
 

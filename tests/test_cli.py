@@ -687,7 +687,7 @@ def test_export(capsys):
     cifar_export(argv=['exps/a/666'])
     assert 'load_run(' in capsys.readouterr().out
     hub = pytest.importorskip('huggingface_hub')
-    with pytest.raises(UserError, match='The Hub did not take a/b'):
+    with pytest.raises(UserError, match='Upload to a/b failed'):
         push_run('exps/a/666/export', 'a/b', api=hub.HfApi(endpoint='http://127.0.0.1:9', token='x'))
     learn = load_run('exps/a/666/export')
     with learn.no_bar(): assert len(learn.predict(load_run('exps/a/666').dls.valid_ds[0][0])[2])==10

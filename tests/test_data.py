@@ -328,7 +328,7 @@ def test_download(server, tmp_path):
 def test_download_goes_on(server, tmp_path, ranges):
     "A download that breaks off says so, and the next run goes on where it stopped, if the server can"
     server.cut,server.ranges = 10_000,ranges
-    with pytest.raises(UserError, match=r'stopped after 10,000 of .* run it again and it goes on from there'):
+    with pytest.raises(UserError, match=r'stopped after 10,000 of .* run it again to resume'):
         cifar_dls()
     archive = tmp_path/'fastai/archive'
     assert files(archive)==['cifar-10-python.tar.gz.part']

@@ -40,7 +40,7 @@ def test_words():
     "Optimizer and loss have fastai's names, and `opt` and `loss` are no longer arguments"
     ps = set(inspect.signature(cifar_learner).parameters)
     assert {'opt_func','loss_func'}<=ps and not {'opt','loss'}&ps
-    assert ps-{'arch','channels_last','compile','init','n_out'} <= set(inspect.signature(Learner.__init__).parameters)
+    assert ps-{'arch','channels_last','compile','init','n_out','precision'} <= set(inspect.signature(Learner.__init__).parameters)
 
 @pytest.mark.parametrize('opt_func', ['adamw', SGD, partial(OptimWrapper, opt=torch.optim.Adam)])
 def test_opt_func(opt_func):

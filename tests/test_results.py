@@ -121,7 +121,7 @@ broken = {
     'true is no number':(lambda f: edit(f/'config.yaml', bs=True), 'bs is True'),
     'cut between lines':(lambda f: (f/'config.yaml').write_text(re.sub('(?m)^seed: .*\n', '',
         (f/'config.yaml').read_text())), 'lacks seed'),
-    'cut in a word':(lambda f: (f/'config.yaml').write_text((f/'config.yaml').read_text()[:-3]), 'cut off'),
+    'cut in a word':(lambda f: (f/'config.yaml').write_text((f/'config.yaml').read_text()[:-3]), 'truncated'),
     'two parts of the data':(lambda f: edit(f/'config.yaml', fraction=0.5, subset='half'), "no subset 'half'"),
     'not yaml':(lambda f: (f/'config.yaml').write_text('a: {\n'), 'not plain'),
     'a date that is none':(lambda f: (f/'config.yaml').write_text('a: 2001-99-99\n'), 'not YAML'),
@@ -132,30 +132,30 @@ broken = {
     'not json':(lambda f: (f/'environment.json').write_text('{"a": '), 'not JSON'),
     'json of another':(lambda f: (f/'environment.json').write_text('[1]'), 'on which data'),
     'no digest':(lambda f: edit(f/'environment.json', data=dict(train_images=1, test_images=1)),
-        'does not say source, split, digest'),
+        'missing or invalid values: source, split, digest'),
     'data of words':(lambda f: edit(f/'environment.json',
         data=dict(source='a', split=dict(rule='stratified', fraction=1, valid='test', holdout=None), train_images='many',
-            test_images=1, digest='a')), 'does not say train_images'),
-    'a number as device':(lambda f: edit(f/'environment.json', device=3), 'does not say device'),
+            test_images=1, digest='a')), 'missing or invalid values: train_images'),
+    'a number as device':(lambda f: edit(f/'environment.json', device=3), 'missing or invalid values: device'),
     'no environment':(lambda f: (f/'environment.json').unlink(), 'environment.json is missing'),
-    'log cut in a line':(lambda f: (f/'log.csv').write_text((f/'log.csv').read_text()[:-2]), 'cut off'),
+    'log cut in a line':(lambda f: (f/'log.csv').write_text((f/'log.csv').read_text()[:-2]), 'truncated'),
     'log short of a cell':(lambda f: (f/'log.csv').write_text((f/'log.csv').read_text()+'200,0.1\n'),
-        'not a whole one'),
+        'or is incomplete'),
     'log with a cell more':(lambda f: (f/'log.csv').write_text((f/'log.csv').read_text()+'200'+',1'*20+'\n'),
-        'not a whole one'),
+        'or is incomplete'),
     'log with a header alone':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n'),
         'has no epoch'),
     'log without losses':(lambda f: (f/'log.csv').write_text('epoch,accuracy\n0,.5\n'),
         'lacks train_loss, valid_loss, seconds'),
     'log of words':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n0,a,b,c,d\n'),
-        'not a whole one'),
-    'epochs in disorder':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n1,1,1,.5,1\n'), 'not a whole one'),
+        'or is incomplete'),
+    'epochs in disorder':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n1,1,1,.5,1\n'), 'or is incomplete'),
     'accuracy of 70':(lambda f: (f/'log.csv').write_text('epoch,train_loss,valid_loss,accuracy,seconds\n0,1,1,70,1\n'),
-        'from 0 to 1'),
+        r'in [0, 1]'),
     'another csv':(lambda f: (f/'log.csv').write_text('x,y\n1,2\n'), 'not the log of a run'),
     'more epochs than asked for':(lambda f: edit(f/'config.yaml', epochs=2), 'config.yaml only 2'),
     'weights cut off':(lambda f: (f/'best.safetensors').write_bytes((f/'best.safetensors').read_bytes()[:-5]),
-        'not a whole file of weights')}
+        'not a valid file of weights')}
 
 @pytest.mark.parametrize('how', broken)
 def test_broken_files(tmp_path, how):
@@ -264,7 +264,7 @@ def test_full_and_shortened_runs_are_never_mixed(tmp_path):
     rep = report_runs(tmp_path, '3.9')
     assert [s.title for s in rep.sections]==['Table 3.9','Table 3.9, shortened: epochs 8 for 200']
     assert line(rep, base)['n']==3 and line(rep, base, 1)['n']==1
-    assert 'of 2 kinds, which differ in settings:' in rep.mixed[0] and rep.mixed[0] in rep.markdown()
+    assert 'form 2 groups, which differ in settings:' in rep.mixed[0] and rep.mixed[0] in rep.markdown()
 
 @pytest.mark.parametrize('kw,differ',
     [(dict(data=dict(source='e'*64)), 'data'),

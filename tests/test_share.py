@@ -160,7 +160,7 @@ def test_weights_that_are_not_there(run, tmp_path):
     (run/'last.safetensors').unlink()
     refused(lambda: load_run(run, weights='last'), 'last.safetensors is missing')
     (run/'log.csv').unlink()
-    refused(lambda: export_run(run, tmp_path/'o'), 'no epoch yet')
+    refused(lambda: export_run(run, tmp_path/'o'), 'no finished epoch')
 
 def test_folders_that_are_none(run, tmp_path):
     refused(lambda: load_run(tmp_path/'none'), 'neither a run')
@@ -243,7 +243,7 @@ def test_push(run, out):
 def test_push_that_is_refused(out):
     class Closed(Hub):
         def create_repo(self, repo_id, **kw): raise OSError('401 Client Error.\nLong story')
-    refused(lambda: push_run(out, 'me/lenet', api=Closed()), 'The Hub did not take me/lenet: 401 Client Error.')
+    refused(lambda: push_run(out, 'me/lenet', api=Closed()), 'Upload to me/lenet failed: 401 Client Error.')
 
 def test_push_without_the_package(out, monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)

@@ -120,11 +120,11 @@ def rounds(self:ImagePolicy,
 
 @patch
 def _as_bytes(self:ImagePolicy, x):
-    "Floats from 0 to 1 as bytes"
+    "Floats in [0, 1] as bytes"
     if not getattr(self, '_seen', False) and x.device.type!='meta':
         lo,hi = (o.item() for o in x.aminmax())
         if lo<0 or hi>1:
-            raise UserError(f'{self!r} works on bytes, or floats from 0 to 1, and these images go from {lo:.2g} to '
+            raise UserError(f'{self!r} works on bytes, or floats in [0, 1], and these images go from {lo:.2g} to '
                 f'{hi:.2g}: normalise them after it, in `after_batch`.')
     self._seen = True
     return (x*255).round_().byte()

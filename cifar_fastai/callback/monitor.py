@@ -1,4 +1,4 @@
-"""Additional metrics: training accuracy, images per second, memory, utilisation; gradient clipping; non-finite losses
+"""Additional metrics: training accuracy, images per second, memory, utilisation; gradient clipping; non-finite losses; less frequent validation
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/callback.monitor.html.md"""
 
@@ -6,12 +6,13 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/callback.monitor.html.md"""
 
 # %% auto #0
 __all__ = ['Monitor', 'TrainAccuracy', 'ImagesPerSecond', 'peak_memory', 'PeakMemory', 'CPUUse', 'GPUUse', 'GradientClip',
-           'NonFiniteLoss', 'StopOnNonFinite']
+           'NonFiniteLoss', 'StopOnNonFinite', 'ValidateEvery']
 
 # %% ../../nbs/54_callback.monitor.ipynb #3c4f4901
 import math, sys, time
 import psutil
 from fastai.basics import *
+from fastai.callback.tracker import TrackerCallback
 from ..core import *
 from ..loop import *
 from ..trick import *
@@ -164,3 +165,25 @@ def _sound(model):
     "Are weights and running statistics finite? Other buffers may hold infinity, as masks do"
     stats = [b for n,b in model.named_buffers() if 'running_' in n]
     return torch.stack([o.isfinite().all() for o in [*model.parameters(), *stats]]).all().item()
+
+# %% ../../nbs/54_callback.monitor.ipynb #844138e9
+class ValidateEvery(ManagedCallback):
+    "Validate every `n` epochs and after the last one"
+    order = step_order.validate
+    def __init__(self,
+        n:int=1, # epochs
+    ): self.n = check_range('n', n, 1, 10**6, whole=True)
+
+    @property
+    def due(self):
+        "Is this epoch validated?"
+        return (self.epoch+1)%self.n==0 or self.epoch+1==self.n_epoch
+
+    def before_validate(self):
+        for cb in self.learn._grab_cbs(TrackerCallback): cb.run = self.due
+        if not self.due: raise CancelValidException
+
+    def after_validate(self):
+        rec = first(self.learn._grab_cbs(Recorder))
+        if self.due or rec is None or not rec.valid_metrics: return
+        rec.log += [m.value if getattr(m, 'train_only', False) else math.nan for m in [rec.loss, *self.metrics]]

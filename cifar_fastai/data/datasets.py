@@ -1,4 +1,4 @@
-"""Data sets by name, and where their images are
+"""Data sets by name, and how their files are found
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/data.datasets.html.md"""
 
@@ -19,16 +19,16 @@ from ..rng import *
 # %% ../../nbs/11_data.datasets.ipynb #2598d792
 @dataclass(frozen=True)
 class DataSet:
-    "What is known of a data set before it is read"
-    name:str # what to ask for
-    copies:str='' # pattern of the names of folders and archives that hold it
+    "Description of a data set"
+    name:str # name of the data set
+    copies:str='' # regular expression for the names of its folders and archives
     url:str='' # of the official archive
     sha256:str='' # of that archive
     n_out:int=None # number of classes
     stats:tuple=None # mean and standard deviation of each channel as published; None: those of the training images
     pad:int=4 # pixels of zero padding for random crops
-    flip:bool=True # may images be mirrored?
-    make:callable=None # what returns the `Images` of a data set that is not read from disk
+    flip:bool=True # flip images horizontally?
+    make:callable=None # returns its `Images`, if it is not read from disk
 
 datasets = Registry('data set')
 
@@ -48,10 +48,10 @@ datasets.update({o.name: o for o in _rows})
 # %% ../../nbs/11_data.datasets.ipynb #c52ea1b1
 def stratified(
     y:Tensor, # labels, `(n,)`
-    part:float, # to draw of each class, in (0,1]
-    seed=42, # decides which
-)->tuple: # sorted indices of the part, and of the rest
-    "Split what has the labels `y` in two"
+    part:float, # fraction of each class to draw, in (0, 1]
+    seed=42, # of the selection
+)->tuple: # sorted indices of the subset, and of the rest
+    "Split by class into a subset and the rest"
     g,chosen = torch.Generator().manual_seed(seed),torch.zeros(len(y), dtype=torch.bool)
     for c in y.unique():
         idxs = (y==c).nonzero().flatten()
@@ -85,7 +85,7 @@ def existing_path(o):
 def search_paths(
     root=None, # existing folder or archive
 )->list:
-    "Where to look for a data set: `root`, or what `CIFAR_FASTAI_DATA` names and fastai's folders"
+    "The search path of data sets: `root`, or `CIFAR_FASTAI_DATA` and fastai's folders"
     name,given = ('root',root) if root is not None else ('CIFAR_FASTAI_DATA',
         os.environ.get('CIFAR_FASTAI_DATA') or None)
     path = None if given is None else existing_path(given)
@@ -96,9 +96,9 @@ def search_paths(
 
 # %% ../../nbs/11_data.datasets.ipynb #40028847
 def find_data(
-    ds:DataSet, # what to look for
+    ds:DataSet, # to find
     root=None, # folder or archive
-)->Path: # `None` if it is nowhere
+)->Path: # `None` if it is not found
     "The folder or archive that holds `ds`"
     for o in search_paths(root):
         entries = [p for p,_ in folder_entries(o) if _is_copy(ds, p) and existing_path(p)] if o.is_dir() else []
@@ -113,16 +113,16 @@ def _fetch(ds, root):
     try: return download_archive(ds.url, folder, ds.sha256)
     except OSError as e:
         where = ', '.join(map(show_path, search_paths(root)))
-        raise UserError(f"{ds.name} is not in {where} and {ds.url} cannot be had ({e}): put {ds.url.split('/')[-1]}, "
-            f"packed or unpacked, into {show_path(folder)}, or say with root= or CIFAR_FASTAI_DATA where it is; "
-            "the data set 'digits' needs nothing.") from e
+        raise UserError(f"{ds.name} is not in {where} and {ds.url} cannot be downloaded ({e}): put "
+            f"{ds.url.split('/')[-1]}, packed or unpacked, into {show_path(folder)}, or set root= or CIFAR_FASTAI_DATA "
+            "to its location; the data set 'digits' needs no download.") from e
 
 # %% ../../nbs/11_data.datasets.ipynb #5c1ba3ea
 def dataset_images(
-    ds:DataSet, # what to read
+    ds:DataSet, # to read
     root=None, # folder or archive where it is
 )->Images:
-    "The images of `ds`, downloaded if they are nowhere"
+    "The images of `ds`, downloaded if they are not found"
     if ds.make:
         im = ds.make()
         return im._replace(digest=image_digest(im))

@@ -44,14 +44,14 @@ class ImageTensors:
 # %% ../../nbs/12_data.loaders.ipynb #fccb9e5f
 @patch
 def to(self:ImageTensors, device):
-    "Move images and labels; those left for the meta device come back"
+    "Move images and labels to a device; they return from the meta device unchanged"
     self.x,self.y = (None if o is None else o.to(device) for o in self._real)
     if self.x.device.type!='meta': self._real = self.x,self.y
     return self
 
 @patch
 def new_empty(self:ImageTensors):
-    "The same without images"
+    "An empty copy, without images"
     return type(self)(self.x.new_empty((0,*self.x.shape[1:])), None if self.y is None else self.y.new_empty(0),
         self.vocab, self.split_idx)
 
@@ -60,7 +60,7 @@ def subset(self:ImageTensors,
     idxs, # indices
     split_idx=None, # of the result; None: as here
 ):
-    "Some of the images"
+    "A subset of the images"
     return type(self)(self.x[idxs], None if self.y is None else self.y[idxs], self.vocab,
         ifnone(split_idx, self.split_idx))
 
@@ -68,7 +68,7 @@ def subset(self:ImageTensors,
 @patch
 @contextmanager
 def set_split_idx(self:ImageTensors, i): # 0: training transforms are on
-    "Be another split for a while"
+    "Temporarily another split"
     old,self.split_idx = self.split_idx,i
     try: yield self
     finally: self.split_idx = old
@@ -77,9 +77,9 @@ def set_split_idx(self:ImageTensors, i): # 0: training transforms are on
 @patch
 def decode(self:ImageTensors,
     o, # image, or image and label or class probabilities
-    full=True, # as fastai calls it; no difference here
+    full=True, # ignored; part of fastai's interface
 ):
-    "Names instead of numbers"
+    "Decode labels to class names"
     if len(o)==1: return o
     x,y = o
     if y.ndim: name = ' + '.join(f'{p:.2f} {self.vocab[i]}' for i,p in enumerate(y.tolist()) if p>0.005)
@@ -130,15 +130,15 @@ class NormalizeImages(ItemTransform):
     "uint8 to float32 with mean 0 and standard deviation 1"
     order = 99
     def __init__(self,
-        mean, # of each channel, from 0 to 1
-        std, # likewise
+        mean, # of each channel, in [0, 1]
+        std, # of each channel
         device='cpu', # of the images
     ):
         self.mean,self.std = mean,std
         self.to(device)
 
     def to(self, device):
-        "Have what is multiplied and added on `device`"
+        "Move scale and shift to `device`"
         m,s = (torch.tensor(o, device=device).view(1,-1,1,1) for o in (self.mean, self.std))
         self.mul,self.add = 1/(255*s),-m/s
 
@@ -260,7 +260,7 @@ def create_batches(self:TensorDL, idxs):
 
 @patch
 def _next_key(self:TensorDL):
-    "What the order and the batches of an iteration are drawn by: the epoch in training, else a count"
+    "Key of the random numbers of an iteration: the epoch in training, otherwise a counter"
     if self.stream.epoch is not None: return 'epoch', self.stream.epoch
     self.stream.uses += bool(self.shuffle)
     return 'use', self.stream.uses
@@ -280,7 +280,7 @@ def __iter__(self:TensorDL):
 # %% ../../nbs/12_data.loaders.ipynb #d4a10c0d
 @patch
 def _check_hooks(self:TensorDL):
-    "Refuse functions for single items, which a gather does not call"
+    "Refuse callbacks for single items, which are never called"
     for k in 'after_item before_batch create_item create_batch do_item do_batch chunkify retain sample'.split():
         o = vars(self).get(k)
         if getattr(type(self), k) is not getattr(TfmdDL, k) or o is not None and len(getattr(o, 'fs', [o])):
@@ -291,8 +291,8 @@ def _check_hooks(self:TensorDL):
 def as_label(
     o, # item with a label: a path in its class folder, or a tuple with a name or number
     vocab:CategoryMap, # names of the classes
-)->int: # number of the class
-    "The label that comes with an item"
+)->int: # class index
+    "The label of an item"
     if not isinstance(o, (str,Path)) and not (isinstance(o, (tuple,list)) and len(o)>1):
         raise UserError(f'A {type(o).__name__} has no label: items must be paths in class folders, '
             'or tuples of an image and a label.')
@@ -303,17 +303,17 @@ def as_label(
 
 # %% ../../nbs/12_data.loaders.ipynb #e8b1149e
 class CifarDataLoaders(DataLoaders):
-    "`DataLoaders` of images that are on the device"
+    "`DataLoaders` of images on the device"
     source_digest = None # `image_digest` of the whole source, before it was split
-    split = None # how it was split: rule, fraction, valid, holdout
+    split = None # of the split: rule, fraction, valid, holdout
 
     @delegates(TensorDL.__init__)
     def test_dl(self,
         test_items, # images: paths, PIL images, arrays, tensors or items of a data set
-        rm_type_tfms=None, # there are none
+        rm_type_tfms=None, # ignored
         with_labels=False, # do the items have labels?
         **kwargs):
-        "A `DataLoader` over other images"
+        "A `DataLoader` of new images"
         ds,items = self.valid_ds,list(test_items)
         if not items: raise UserError('There are no images to make batches of: test_items is empty.')
         x = torch.from_numpy(np.stack([as_image(o) for o in items])).permute(0,3,1,2)
@@ -337,7 +337,7 @@ def _dataset(dataset):
     raise UserError(f"There is no folder or archive '{show_path(dataset)}'.")
 
 def _part(ds, part, rule, seed):
-    "Indices of a part of `ds`: its first images, or an equal part of each class"
+    "Indices of a subset of `ds`: its first images, or the same fraction of each class"
     n,c = len(ds),len(ds.y.unique())
     if part*n<c*(1-1e-9):
         raise UserError(f'fraction is {part}: of {n} images that is fewer than one per '
@@ -345,7 +345,7 @@ def _part(ds, part, rule, seed):
     return torch.arange(round(part*len(ds))) if rule=='first' else stratified(ds.y, part, seed)[0]
 
 def _splits(im, valid, fraction, holdout, rule, seed):
-    "Training, validation and perhaps test images, the indices of the training images in the source, and the rule"
+    "The splits, the indices of the training images in the source, and the rule of the split"
     train,test = (ImageTensors(x.permute(0,3,1,2), y, im.vocab, i) for i,(x,y) in enumerate((im[:2], im[2:4])))
     res,idxs,both = [train,test],torch.arange(len(train)),rule=='first'
     if valid=='holdout':
@@ -366,7 +366,7 @@ def _splits(im, valid, fraction, holdout, rule, seed):
 
 # %% ../../nbs/12_data.loaders.ipynb #849d6e13
 def _dl(ds, i, bs, pad, flip, stats, seed, weights=None, drop_last=False):
-    "A `TensorDL` over `ds`, with transforms and random numbers of its own"
+    "A `TensorDL` with its own transforms and random stream"
     stream = RandomStream(f'{seed} {i}')
     tfms = [CropFlip(pad, flip, stream)] if pad or flip else []
     kw = dict(weights=weights, drop_last=drop_last) if i==0 else {}
@@ -383,7 +383,7 @@ def _device(device):
     if device is None: return default_device()
     try:
         device = torch.device(device)
-        torch.empty(0, device=device) # is it there?
+        torch.empty(0, device=device) # raises if it is not available
         return device
     except (RuntimeError, TypeError, ValueError, AssertionError):
         raise UserError(f"device is {short(device)}: it must be a torch device that is "
@@ -392,21 +392,21 @@ def _device(device):
 # %% ../../nbs/12_data.loaders.ipynb #93bd6bab
 def cifar_dls(
     dataset='cifar10', # name of a data set, or folder or archive with `train/<class>/*` and `test/<class>/*`
-    root=None, # existing folder or archive where a named data set is; None: see `search_paths`
-    bs=128, # training images a batch, from 1 to 1,000,000
-    fraction=1., # part of the training images to train on, in (0,1]; at least one image of each class
+    root=None, # existing folder or archive of a named data set; None: see `search_paths`
+    bs=128, # batch size, 1 to 1,000,000
+    fraction=1., # fraction of the training images to use, in (0, 1]; at least one image per class
     valid='test', # validate on the 'test' images, or on a 'holdout' of the training images
-    holdout=0.1, # that part of the training images, in (0,1)
-    pad=None, # zero padding for random crops, pixels, from 0 to 32; None: as usual for the data set
-    flip=None, # flip each image with probability 0.5? None: as usual for the data set
-    seed=42, # decides parts, and the order of images before the first fit; from 0 to 2**64-1
-    device=None, # where the images live; None: fastai's default device
+    holdout=0.1, # fraction of the training images to hold out, in (0, 1)
+    pad=None, # zero padding of random crops in pixels, 0 to 32; None: the default of the data set
+    flip=None, # flip each image with probability 0.5? None: the default of the data set
+    seed=42, # of subsets and of the order before the first fit, 0 to 2**64-1
+    device=None, # device of the images; None: fastai's default
     val_bs=None, # batch size in validation; None: `bs`
-    rule='stratified', # which part `fraction` takes: 'stratified', or the 'first' images of both splits
-    drop_last=False, # drop the last training batch if it is smaller than the others?
-    weights=None, # to draw training images with, as in `image_weights` (per image: one for each of the source)
+    rule='stratified', # selection of `fraction`: 'stratified', or the 'first' images of both splits
+    drop_last=False, # drop the last training batch if it is incomplete?
+    weights=None, # sampling weights, see `image_weights` (per image: one for each image of the source)
 )->CifarDataLoaders:
-    "Images of a data set on the device, as `DataLoaders` for training and validation"
+    "`DataLoaders` of a data set whose images are on the device"
     for what,v,known in (('set of validation images', valid, ['test','holdout']),
         ('rule', rule, ['stratified','first'])):
         if not isinstance(v, str) or v not in known: raise unknown(what, v, known)

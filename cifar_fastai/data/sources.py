@@ -44,7 +44,7 @@ def _inside(
             'get the archive again from a source that you trust.')
 
 class _Budget:
-    "Counts what is read from an archive, and stops at its limits"
+    "Enforces the limits of an archive while it is read"
     def __init__(self, path):
         self.path,self.files = path,_max_files
         self.limit = self.left = min(_max_bytes, max(1<<26, 100*path.stat().st_size))
@@ -54,7 +54,7 @@ class _Budget:
             'if you trust it, unpack it and use the folder.')
 
     def member(self, name, is_link=False):
-        "Count a member, and refuse one that leads out of the archive or links to a part of a data set"
+        "Count a member; refuse one outside of the archive, or a link to a part of a data set"
         _inside(name, self.path)
         self.files -= 1
         if self.files<0: raise _too_many(self.path)
@@ -73,7 +73,7 @@ class _Budget:
 
 # %% ../../nbs/10_data.sources.ipynb #d4a10c03
 class _Limited:
-    "A file that cannot be read beyond the limit of `budget`"
+    "A file object that enforces the limit of `budget`"
     def __init__(self, f, budget):
         self.f,self.budget,self.tell = f,budget,f.tell
         self.end = max(budget.limit, budget.path.stat().st_size)
@@ -143,7 +143,7 @@ def _walk(folder):
 def files_in(
     path, # folder, or .tar, .tar.gz, .tgz or .zip archive
 ):
-    "Name and reader of every file of `path`, one after the other"
+    "Iterate over name and reader of every file of `path`"
     path = Path(path)
     if path.is_dir(): yield from ((o.relative_to(path).as_posix(), partial(_read_file, o)) for o in _walk(path))
     elif not path.is_file(): raise _refusal(path, 'it is neither a folder nor a regular file')
@@ -162,7 +162,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 # %% ../../nbs/10_data.sources.ipynb #d663d29b
 def _check_opcodes(data):
-    "Refuse a pickle that is cut, or stores an object at an index that it cannot need"
+    "Refuse a pickle that is truncated, or whose memo index exceeds its size"
     for op,arg,_ in pickletools.genops(data):
         if 'PUT' in op.name and arg>len(data): raise ValueError(f'index {arg}')
 
@@ -170,7 +170,7 @@ def unpickle_arrays(
     data:bytes, # a pickle
     name:str, # for the error message
 ): # dicts, lists, numbers, text and numpy arrays
-    "What `data` holds, if that is plain values and numpy arrays"
+    "Unpickle plain values and numpy arrays"
     try:
         _check_opcodes(data)
         return _ArrayUnpickler(io.BytesIO(data), encoding='latin1').load()
@@ -207,7 +207,7 @@ def check_images(
     im:Images, # what was read
     path, # where it was read from, for the error message
 )->Images:
-    "Refuse images, labels or class names that are not those of a data set"
+    "Raise `UserError` if images, labels or class names are invalid"
     path = show_path(path)
     _class_names(im.vocab, path)
     for x,y in (im[:2], im[2:4]):
@@ -287,7 +287,7 @@ def _read_binary(files, path):
 def _uint8(
     a:ndarray, # pixels of any type
 )->ndarray: # the same as uint8
-    "Pixels as bytes; `ValueError` where that would lose some"
+    "Convert pixels to uint8; `ValueError` if values are out of range"
     if a.dtype==np.uint8: return a
     if a.dtype.kind=='b': return a*np.uint8(255)
     if a.dtype.kind=='u' and a.itemsize==2: return ((a.astype(np.uint32)+128)//257).astype(np.uint8)
@@ -301,11 +301,11 @@ def _uint8(
 def _rgb32(
     im, # PIL image
 )->np.ndarray: # (32,32,3), uint8
-    "Any image as CIFAR would hold it"
+    "Convert an image to 32x32 RGB"
     if im.mode in ('I','F') or im.mode.startswith('I;'):
         a = np.asarray(im)
         if im.mode=='I' and getattr(im, 'format', None) in ('PNG','PPM'):
-            a = a.astype(np.uint16) # 16 bits, as these are read
+            a = a.astype(np.uint16) # PIL reads 16-bit files as int32
         im = Image.fromarray(_uint8(a))
     if im.mode in ('LA','PA','RGBA') or 'transparency' in im.info:
         im = im.convert('RGBA')
@@ -319,7 +319,7 @@ _formats = 'PNG JPEG BMP GIF PPM TIFF WEBP'.split()
 def _open_image(
     f, # binary file
 ):
-    "The image in `f`, if it has a format and size that a data set may hold"
+    "Open an image of an accepted format and size"
     im = Image.open(f, formats=_formats)
     if im.width*im.height>_max_pixels: raise ValueError(f'{im.width}x{im.height} pixels: there may be {_max_pixels:,}')
     im.load()
@@ -333,7 +333,7 @@ def _decode(name, data, path):
 
 # %% ../../nbs/10_data.sources.ipynb #e553c36c
 def _pixels(o):
-    "An array or tensor as uint8 pixels `(h,w)` or `(h,w,c)`"
+    "Convert an array or tensor to uint8 pixels `(h,w)` or `(h,w,c)`"
     is_tensor,channels = isinstance(o, Tensor),(1,2,3,4)
     if is_tensor:
         o = o.detach().cpu()
@@ -346,7 +346,7 @@ def _pixels(o):
 def as_image(
     o, # path, file, PIL image, array `(h,w)` or `(h,w,c)`, tensor `(c,h,w)`, or a tuple that begins with one of these
 )->np.ndarray: # (32,32,3), uint8
-    "Anything that is an image, as CIFAR would hold it"
+    "Convert anything that is an image to 32x32 RGB"
     if isinstance(o, tuple): o = first(o)
     try:
         if isinstance(o, (Tensor,ndarray)): return _rgb32(Image.fromarray(np.ascontiguousarray(_pixels(o))))
@@ -368,8 +368,8 @@ def _read_image_files(files, path):
         split,label = _image_file.search(name).groups()
         found[split].append((_decode(name, read(), path), label))
     if empty := [k for k,v in found.items() if not v]:
-        raise UserError(f'{show_path(path)} has no images in {empty[0]}/<class>/: there must be a train and a test '
-            'folder, and in each a folder a class.')
+        raise UserError(f'{show_path(path)} has no images in {empty[0]}/<class>/: a train and a test '
+            'folder with one folder per class are required.')
     train,test = ({o for _,o in v} for v in found.values())
     if bad := [o for o in train|test if not _is_name(o)]:
         raise UserError(f'{show_path(path)} has a class folder {show_path(min(bad))}: its name must be UTF-8.')
@@ -387,7 +387,7 @@ def _is_image(name):
     hidden = re.search(r'(^|/)\.[^/.]', name)
     return _image_file.search(name) and Path(name).suffix.lower() in image_extensions and not hidden
 
-_layouts = [ # which files belong to it, and what reads them
+_layouts = [ # pattern of its files, and their reader
     (_named(r'data_batch_[1-5]|test_batch|batches\.meta'), _read_python),
     (_named(r'train|test|meta'), _read_python),
     (_named(r'(data_batch_[1-5]|test_batch)\.bin|batches\.meta\.txt'), _read_binary),
@@ -396,7 +396,7 @@ _layouts = [ # which files belong to it, and what reads them
 
 # %% ../../nbs/10_data.sources.ipynb #52f90645
 def _layout_files(path):
-    "The reader of the layout that `path` has most files of, and name -> function that reads the file"
+    "The reader of the most frequent layout in `path`, and name -> function that reads the file"
     found,is_dir = [{} for _ in _layouts],Path(path).is_dir()
     for name,read in files_in(path):
         i = first(i for i,(fits,_) in enumerate(_layouts) if fits(name))
@@ -425,11 +425,11 @@ def read_images(
 
 # %% ../../nbs/10_data.sources.ipynb #0d40cd53
 def cache_dir()->Path: # `CIFAR_FASTAI_CACHE`, or a folder beside fastai's data
-    "Where images are cached"
+    "Folder of the image cache"
     return Path(os.environ.get('CIFAR_FASTAI_CACHE') or fastai_path('data').parent/'cifar_fastai').expanduser()
 
 def _fingerprint(path):
-    "Changes whenever a file in `path` does, or the way in which images are read"
+    "A key that changes with any file in `path`, and with the version of the reader"
     def stats(p):
         with suppress(OSError): return (s := p.stat()).st_size,s.st_mtime_ns,s.st_ctime_ns
     files = _walk(path) if path.is_dir() else [path]
@@ -449,7 +449,7 @@ def image_digest(
 def _seal(meta): return hashlib.blake2b(repr(sorted(meta.items())).encode(), digest_size=16).hexdigest()
 
 def _load_cache(fn, key):
-    "The images of a cache file; None unless it is whole and has this key"
+    "The images of a cache file; None unless it is intact and has this key"
     if not fn.is_file(): return
     with suppress(Exception), safe_open(fn, 'pt') as f:
         meta = f.metadata()
@@ -474,7 +474,7 @@ def _save_cache(fn, key, im):
 def cached_images(
     path, # as in `read_images`
 )->Images:
-    "`read_images`, once"
+    "`read_images`, cached"
     path = Path(path).expanduser().resolve()
     name = re.sub(r'[^\w.-]', '_', path.name, flags=re.A)[:60]
     fn,key = cache_dir()/f'{name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}.safetensors',_fingerprint(path)
@@ -487,7 +487,7 @@ def cached_images(
 
 # %% ../../nbs/10_data.sources.ipynb #1bda1896
 def _append(r, part, have, total):
-    "Write response `r` behind the first `have` bytes of `part`"
+    "Append response `r` to the first `have` bytes of `part`"
     why = 'the connection was closed'
     with open(part, 'ab' if have else 'wb') as f:
         try:
@@ -496,17 +496,17 @@ def _append(r, part, have, total):
     got = part.stat().st_size
     if got<total:
         raise UserError(f'The download of {r.url} stopped after {got:,} of {total:,} bytes ({why}): run '
-            'it again and it goes on from there.')
+            'it again to resume.')
 
 def _receive(url, part):
-    "Fetch what `part` lacks of `url`"
+    "Download the remaining bytes of `url` to `part`"
     have = part.stat().st_size if part.exists() else 0
     try: r = urlopen(Request(url, headers=dict(Range=f'bytes={have}-') if have else {}), timeout=30)
     except HTTPError as e:
-        if have and e.code==416: return # nothing comes after what we have
+        if have and e.code==416: return # the file is complete
         raise
     mkdir(part.parent, parents=True, exist_ok=True)
-    if r.status!=206: have = 0 # a server that does not know ranges begins at the beginning
+    if r.status!=206: have = 0 # the server does not support ranges
     with r: _append(r, part, have, have+int(r.headers['Content-Length'] or 0))
 
 # %% ../../nbs/10_data.sources.ipynb #5ec6e59f
@@ -518,10 +518,10 @@ def _sha256(fn):
 
 def download_archive(
     url:str, # of an archive
-    folder, # where it goes
-    sha256:str, # what it must hash to
+    folder, # destination
+    sha256:str, # expected checksum
 )->Path: # of the archive
-    "Fetch `url` once, resumably, checked"
+    "Download `url` unless it exists; resumable, verified by SHA-256"
     dest = Path(folder).expanduser()/url.split('/')[-1]
     part = dest.with_name(dest.name+'.part')
     for o in (dest, part):
@@ -530,6 +530,6 @@ def download_archive(
     _receive(url, part)
     if (h := _sha256(part))!=sha256:
         part.unlink()
-        raise UserError(f'What came from {url} is not the data set: its SHA-256 is {h}, not '
+        raise UserError(f'The download of {url} is not the data set: its SHA-256 is {h}, not '
             f'{sha256}. It was deleted; run it again.')
     return part.replace(dest)

@@ -8,7 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/runs.checkpoint.html.md"""
 __all__ = ['learner_state', 'load_learner_state', 'fit_facts', 'Checkpoint']
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #3c78cf75
-import inspect, pickle, signal, threading, warnings
+import inspect, pickle, signal, threading, time, warnings
 from contextlib import contextmanager
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
@@ -198,14 +198,15 @@ class Checkpoint(ManagedCallback):
         path, # file; ends in .safetensors
         resume:bool=False, # resume from the file if it exists?
         every:int=1, # epochs between two checkpoints; the last epoch is always saved
+        seconds:float=0., # least time between two checkpoints; the first and the last epoch are always saved
         signals:bool=False, # on SIGTERM or Ctrl-C, save after the batch and end the fit? Its number is then in `signal`
     ):
-        every = check_range('every', every, 1, 10**6, whole=True)
+        every,seconds = check_range('every', every, 1, 10**6, whole=True),check_range('seconds', seconds, 0, 10**6)
         store_attr()
-        self.signal,self.mid,self.old,self.fits,self.epochs = None,None,{},0,0
+        self.signal,self.mid,self.old,self.fits,self.epochs,self.saved = None,None,{},0,0,None
 
     def before_fit(self):
-        self.epochs,self.done,self.signal = 0,False,None
+        self.epochs,self.done,self.signal,self.saved = 0,False,None,None
         if self.signals: self._listen()
         self.facts,self.begun = fit_facts(self.learn),_begun(self.learn)
         if self.resume and self.file.exists(): self._resume(load_tree(self.file))
@@ -213,13 +214,13 @@ class Checkpoint(ManagedCallback):
     def before_train(self):
         if self.mid: self._skip_trained()
         self.start = learner_random(self.learn)
-
     def after_batch(self):
         if self.signal and self.training and self.iter+1<self.n_iter: self._interrupt_epoch()
 
     def after_epoch(self):
         self.epochs,self.done = self.epoch+1,self.epoch+1==self.n_epoch
-        if self.signal or self.epochs%self.every==0 or self.done: self._save()
+        due = self.saved is None or time.monotonic()-self.saved>=self.seconds
+        if self.signal or self.epochs%self.every==0 and due or self.done: self._save()
         if self.signal and not self.done: self._interrupt()
 
     def after_cancel_fit(self):
@@ -240,6 +241,8 @@ def file(self:Checkpoint)->Path:
 
 @patch
 def _save(self:Checkpoint, **mid):
+    for cb in self.learn.cbs.sorted('order'): getattr(cb, 'before_checkpoint', noop)()
+    self.saved = time.monotonic()
     save_tree(self.file, learner_state(self.learn, self.epochs, self.begun)
         | dict(facts=self.facts, finished=self.done) | mid)
 

@@ -116,7 +116,7 @@ def _plain(v): return [_plain(o) for o in v] if isinstance(v, (tuple, list)) and
 
 # %% ../../nbs/61_runs.config.ipynb #e6b38595
 _integers = dict(epochs=(1, 100_000), bs=(1, 10_000_000), seed=(0, 2**64-1), threads=(1, 1024),
-    seeds=(1, 1000), workers=(1, 256), num_it=(10, 100_000), rounds=(1, 1000))
+    valid_every=(1, 100_000), seeds=(1, 1000), workers=(1, 256), num_it=(10, 100_000), rounds=(1, 1000))
 _reals = dict(lr=(0, 1000), wd=(0, 10), fraction=(1e-5, 1))
 limits = {k:dict(lo=lo, hi=hi, whole=d is _integers) for d in (_integers, _reals) for k,(lo,hi) in d.items()}
 
@@ -161,7 +161,9 @@ class RunConfig:
     fraction:float=1. # fraction of the training images to train on, stratified by class
     subset:str='seed' # images of a fraction: by the run's "seed", "fixed" for all seeds, or the "first" of each split
     drop_last:bool=False # drop the last training batch if it is incomplete?
+    valid_every:int=1 # epochs between two validations; the last epoch is always validated
     precision:str='fp32' # fp32, or mixed precision: bf16 or fp16
+    compile:bool=False # compile the network? Worth it for long runs only
     seed:int=666 # of all random numbers
     threads:int=None # CPU threads (default: torch's choice)
 

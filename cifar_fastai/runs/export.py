@@ -1,4 +1,4 @@
-"""A run as something to give away: weights, a model card, and what it takes to predict
+"""Export a run: weights, a model card, and the settings needed for inference
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/runs.export.html.md"""
 
@@ -27,7 +27,7 @@ from ..studies.report import *
 
 # %% ../../nbs/75_runs.export.ipynb #54572e1e
 def _same_data(run, dls):
-    "`dls`, if their source is the run's and they are split alike"
+    "Refuse `dls` of another source or split than the run"
     data = run.environment['data']
     if (dls.source_digest,dls.split)!=(data['source'],data['split']):
         raise UserError(f"The data here that are {run.config['dataset']} are not those that {run.folder} was made "
@@ -35,14 +35,14 @@ def _same_data(run, dls):
     return dls
 
 def _normalization(dls):
-    "Mean and standard deviation of each channel, as numbers"
+    "Mean and standard deviation of each channel"
     t = first(o for o in dls.valid.after_batch if isinstance(o, NormalizeImages))
     return [[float(x) for x in o] for o in (t.mean, t.std)]
 
 # %% ../../nbs/75_runs.export.ipynb #5a57b1f9
 def _run_facts(run, weights, dls):
-    "What `config.json` holds; a path of data is cut to its name"
-    if not run.log: raise UserError(f'{run.folder} has no epoch yet: train it first.')
+    "The content of `config.json`; paths of data are reduced to their names"
+    if not run.log: raise UserError(f'{run.folder} has no finished epoch: train it first.')
     row = run.best if weights=='best' else run.log[-1]
     figures = {k:row[k] for k in ('epoch', 'accuracy', 'top5', 'valid_loss')
         if k in row} | dict(last_accuracy=run.accuracy, best_accuracy=run.best_accuracy)
@@ -55,7 +55,7 @@ def _run_facts(run, weights, dls):
 _hub_data = dict(cifar10='uoft-cs/cifar10', cifar100='uoft-cs/cifar100')
 
 def _hub_header(facts):
-    "What the Hub reads of a card"
+    "The metadata of the model card"
     data,f = facts['config']['dataset'],facts['figures']
     tags = dict(library_name='cifar_fastai', pipeline_tag='image-classification',
         tags=['cifar_fastai', 'image-classification'], metrics=['accuracy'])
@@ -69,7 +69,7 @@ def _hub_header(facts):
 
 # %% ../../nbs/75_runs.export.ipynb #e6bcb9e1
 def _origin(run):
-    "The published row that a run was derived from, and what it changes"
+    "The published row of a run, and the settings that it overrides"
     if run.row is None: return 'Its configuration is not one of the published rows.'
     k = run_group(run)
     if not k.changes: return f'It is the published row {run.row}.'
@@ -77,13 +77,13 @@ def _origin(run):
 
 def _figures(facts, epochs):
     f,w = facts['figures'],facts['weights']
-    chosen = ' The best epoch was chosen by the test images, which flatters it.' if w=='best' else ''
+    chosen = ' The best epoch was selected on the test images, so its accuracy is optimistic.' if w=='best' else ''
     return f"""| | |
 |---|--:|
 | accuracy of these weights (epoch {f['epoch']+1} of {epochs}) | {f['accuracy']:.2%} |
 | accuracy after the last epoch | {f['last_accuracy']:.2%} |
 
-On the test images, of one run.{chosen}"""
+On the test images, one run.{chosen}"""
 
 # %% ../../nbs/75_runs.export.ipynb #e4b98d80
 _usage = '''```python
@@ -111,7 +111,7 @@ def _card(run, facts):
 _parts = 'model.safetensors', 'README.md', 'config.json'
 
 def _check_out(out):
-    "Refuse a folder that holds other things than an export"
+    "Refuse a folder that contains anything but an export"
     with os_errors(out): names = {o.name for o in out.iterdir() if o.name[:4]!='.tmp'} if out.is_dir() else set()
     if names - {*_parts, '.cache', '.git', '.gitattributes'} or names and 'config.json' not in names:
         raise UserError(f'{out} holds other files: export to a new folder, or over an earlier export.')
@@ -119,11 +119,11 @@ def _check_out(out):
 
 def export_run(
     folder, # of a run
-    out=None, # folder to write to; default `export` in the run's
+    out=None, # output folder; default `export` in the folder of the run
     weights:str='best', # of the 'best' epoch or the 'last'
-    root=None, # where a named data set is; default: see `cifar_dls`
+    root=None, # folder or archive of a named data set; default: see `cifar_dls`
 )->Path: # `out`
-    "Write weights, model card and settings of a run: all of them or none"
+    "Write weights, model card and settings of a run"
     run = read_run(folder)
     out = Path(out or run.folder/'export')
     _check_out(out)
@@ -136,7 +136,7 @@ def export_run(
 
 # %% ../../nbs/75_runs.export.ipynb #18503f18
 def _export_facts(path):
-    "The checked `config.json` of an exported folder"
+    "The validated `config.json` of an export"
     if not os.path.lexists(path/'config.json'):
         raise UserError(f'{path} is neither a run nor an exported one: it holds no config.yaml and no config.json.')
     facts = read_json(path/'config.json')
@@ -150,7 +150,7 @@ def _export_facts(path):
     return facts
 
 def _no_images(facts):
-    "`DataLoaders` without an image"
+    "Empty `DataLoaders`"
     ds = [ImageTensors(torch.empty(0,3,32,32, dtype=torch.uint8), torch.empty(0, dtype=torch.long), facts['vocab'], i)
         for i in range(2)]
     dls = [TensorDL(o, shuffle=i==0, after_batch=[NormalizeImages(facts['mean'], facts['std'])])
@@ -165,10 +165,10 @@ def _with_weights(learn, sd, path):
 
 def load_run(
     path, # folder of a run, or one that `export_run` wrote
-    root=None, # where a named data set is, for the folder of a run; default: see `cifar_dls`
-    weights:str='best', # of the 'best' epoch or the 'last', of a run; an export has one of them
+    root=None, # folder or archive of a named data set, for the folder of a run; default: see `cifar_dls`
+    weights:str='best', # of the 'best' epoch or the 'last'; ignored for an export
 )->Learner:
-    "A `Learner` with the weights of a run, ready to `predict`"
+    "A `Learner` with the weights of a run"
     path = Path(path)
     if os.path.lexists(path/'config.yaml'):
         run = read_run(path)
@@ -183,14 +183,14 @@ def load_run(
 
 # %% ../../nbs/75_runs.export.ipynb #15451335
 def _hub():
-    "The client of the Hub"
+    "The client of the Hugging Face Hub"
     try: from huggingface_hub import HfApi
     except ImportError as e: raise UserError('Pushing needs huggingface_hub: pip install huggingface_hub.') from e
     return HfApi()
 
 @contextmanager
 def _exported(path, weights, root):
-    "`path` if it is an exported folder, else an export that is there for a while"
+    "`path` if it is an export, otherwise a temporary export of the run"
     if not (Path(path)/'config.yaml').exists():
         _export_facts(Path(path))
         yield Path(path)
@@ -206,7 +206,7 @@ def push_run(
     root=None, # where a named data set is, for the folder of a run
     api=None, # client; default `huggingface_hub.HfApi()`, which takes the token of `hf auth login`
 )->str: # address
-    "Put a run on the Hugging Face Hub"
+    "Upload a run to the Hugging Face Hub"
     api = api or _hub()
     with _exported(path, weights, root) as folder:
         try:
@@ -214,6 +214,6 @@ def push_run(
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message='Upload with cifar_fastai',
                 allow_patterns=list(_parts))
         except Exception as e:
-            raise UserError(f"The Hub did not take {repo_id}: "
+            raise UserError(f"Upload to {repo_id} failed: "
                 f"{str(e).splitlines()[0].rstrip('.') if str(e) else type(e).__name__}.") from e
     return str(url)

@@ -12,7 +12,6 @@ import csv, json, math, os, re, stat, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
-from operator import itemgetter
 from pathlib import Path
 import matplotlib.pyplot as plt
 from fastcore.basics import patch
@@ -32,7 +31,7 @@ class RunFolder:
         name, # of the file
         text, # its contents
     ):
-        "Write a text file, whole or not at all"
+        "Write a text file atomically"
         with atomic_write(self.path/name, 'w', of_run=True) as f: f.write(text)
 
 # %% ../../nbs/64_runs.folder.ipynb #0d1dfa42
@@ -45,11 +44,12 @@ def read_log(path)->list: # of dicts, one per epoch
         rows = [{k:_number(v) for k,v in r.items()} for r in csv.DictReader(StringIO(text))]
         assert all(r['epoch']==i and 'accuracy' in r for i,r in enumerate(rows))
     except (KeyError, TypeError, ValueError, AssertionError, csv.Error):
-        raise UserError(f'{path} is not the log of a run, or not a whole one.') from None
+        raise UserError(f'{path} is not the log of a run, or is incomplete.') from None
     if not rows: raise UserError(f'{path} has no epoch.')
     lacks = [k for k in ('train_loss', 'valid_loss', 'seconds') if k not in rows[0]]
     if lacks: raise UserError(f"{path} lacks {', '.join(lacks)}.")
-    if not all(0<=r['accuracy']<=1 for r in rows): raise UserError(f'{path} has an accuracy that is not from 0 to 1.')
+    if not all(0<=r['accuracy']<=1 for r in rows if not math.isnan(r['accuracy'])):
+        raise UserError(f'{path} has an accuracy that is not in [0, 1].')
     return rows
 
 @patch
@@ -60,7 +60,7 @@ def log(self:RunFolder)->list: # of dicts, one per epoch
 # %% ../../nbs/64_runs.folder.ipynb #77c5f257
 def best_row(rows:list)->dict: # rows: of `read_log`
     "The row of the first epoch with the best accuracy"
-    return max(rows, key=itemgetter('accuracy'))
+    return max(rows, key=lambda r: -1 if math.isnan(r['accuracy']) else r['accuracy'])
 
 # %% ../../nbs/64_runs.folder.ipynb #943efcb2
 def plot_log(
@@ -69,9 +69,11 @@ def plot_log(
 ):
     "Losses and accuracy by epoch"
     if axs is None: axs = plt.subplots(1, 2, figsize=(9,3), layout='constrained')[1]
-    epochs = [r['epoch']+1 for r in rows]
-    for k in ('train_loss', 'valid_loss'): axs[0].plot(epochs, [r[k] for r in rows], label=k)
-    axs[1].plot(epochs, [100*r['accuracy'] for r in rows])
+    def curve(k, by=1):
+        rs = [r for r in rows if not math.isnan(r[k])]
+        return [r['epoch']+1 for r in rs],[by*r[k] for r in rs]
+    for k in ('train_loss', 'valid_loss'): axs[0].plot(*curve(k), label=k)
+    axs[1].plot(*curve('accuracy', 100))
     axs[0].set(xlabel='epoch', ylabel='loss')
     axs[0].legend()
     axs[1].set(xlabel='epoch', ylabel='accuracy, %')
@@ -127,7 +129,7 @@ def environment(self:RunFolder)->dict:
     bad = _lacking(env, dict(cifar_fastai=str, device=str, commit=(str, type(None)))) + _lacking(data, _of_data)
     bad = bad or _lacking(data['split'], _of_split)
     bad += [k for k in ('train_images', 'test_images') if k not in bad and not 0<=data[k]<2**63]
-    if bad: raise UserError(f"{path} does not say {', '.join(bad)} as it should.")
+    if bad: raise UserError(f"{path} has missing or invalid values: {', '.join(bad)}.")
     return env
 
 # %% ../../nbs/64_runs.folder.ipynb #82d0a4ff
@@ -148,7 +150,7 @@ def weight_mib(self:RunFolder)->float|None: # None if there is none
     "Size of `best.safetensors` in MiB"
     path = self.path/'best.safetensors'
     if not os.path.lexists(path): return None
-    with os_errors(path, 'is not a whole file of weights'):
+    with os_errors(path, 'is not a valid file of weights'):
         if not path.is_file(): raise UserError(f'{path} is not a file of weights.')
         with safe_open(path, 'pt'): return path.stat().st_size/2**20
 
@@ -202,7 +204,7 @@ def _remove(folders):
 
 @patch
 def _clean(self:RunFolder, new):
-    "Remove what a run that did not train has written, and the folders `new` that were created for it"
+    "Remove the files of a run that has not trained, and the folders `new` that were created for it"
     if not self.path.is_dir(): return
     if not any((self.path/o).exists() for o in _trained):
         for o in ('config.yaml', 'environment.json'): (self.path/o).unlink(missing_ok=True)
@@ -343,12 +345,14 @@ def read(self:RunFolder)->Run:
     run = Run(self.path, self.settings(), self.environment(), self.log(), self.weight_mib())
     n = len(run.log)
     if n>run.epochs: raise UserError(f'{self.path}/log.csv has {n} epochs, and config.yaml only {run.epochs}.')
+    if run.finished and math.isnan(run.accuracy):
+        raise UserError(f'{self.path}/log.csv has no accuracy of the last epoch.')
     return run
 
 def run_folders(
     exps='exps', # folder that holds the runs, at any depth
 )->list: # of `RunFolder`, by name and seed
-    "Folders that are runs, or look like parts of one"
+    "Folders that contain files of a run"
     if not os.path.isdir(exps): raise UserError(f'There is no folder {exps} with runs.')
     found = {f.parent for name in ('config.yaml', 'environment.json', 'log.csv') for f in Path(exps).rglob(name)}
     return [RunFolder(o) for o in sorted(found, key=lambda o: (o.parent, len(o.name), o.name))]

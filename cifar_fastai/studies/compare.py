@@ -25,9 +25,9 @@ def _flat_environment(run):
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    "Two runs, and what differs between them"
-    a:Run # the one
-    b:Run # the other
+    "Two runs and their differences"
+    a:Run # first run
+    b:Run # second run
 
     settings = property(lambda self: _unlike(self.a.config, self.b.config),
         doc='Setting -> (of a, of b), where they differ')
@@ -36,14 +36,14 @@ class Comparison:
 
     @property
     def first_difference(self):
-        "(epoch, column) where the logs are no longer the same bit for bit; None if they are, as far as both go"
+        "(epoch, column) of the first difference of the logs; None if they are equal up to the end of the shorter one"
         for x,y in zip(self.a.log, self.b.log):
             for k in x:
                 if k in y and k not in _measures and repr(x[k])!=repr(y[k]): return x['epoch'],k
 
 # %% ../../nbs/76_studies.compare.ipynb #d4f617ca
 def _pair_table(rows, names):
-    "Text of a table with a column for each run"
+    "A table with one column per run, as text"
     df = pd.DataFrame([tuple(map(str, v)) for v in rows.values()], index=[*rows], columns=names)
     return df.to_markdown(tablefmt='plain', disable_numparse=True)
 
@@ -55,7 +55,7 @@ def _reached(run):
         'last test loss':f"{run.log[-1]['valid_loss']:.4f}"}
 
 def _divergence(c):
-    "Where the logs diverge, as a sentence"
+    "A sentence on where the logs diverge"
     n = min(len(c.a.log), len(c.b.log))
     if not n: return 'There is no epoch that both have.'
     if c.first_difference is None: return f'The logs are the same bit for bit in the {n} epochs that both have.'
@@ -97,5 +97,5 @@ def compare_runs(
     a, # folder of a run
     b, # folder of another
 )->Comparison:
-    "What differs between two runs, finished or not"
+    "Compare two runs, finished or not"
     return Comparison(read_run(a), read_run(b))

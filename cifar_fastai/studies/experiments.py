@@ -1,4 +1,4 @@
-"""Every published experiment as a row that one command reruns
+"""Published experiments as data, each rerun by one command
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/studies.experiments.html.md"""
 
@@ -35,7 +35,7 @@ def _config(r):
 
 # %% ../../nbs/71_studies.experiments.ipynb #a4227a18
 def _names(rows):
-    "What tells the rows of one table apart"
+    "Names that distinguish the rows of one table"
     several = {k:len({r[k] for r in rows})>1 for k in ('epochs', 'schedule')}
     def name(r):
         if 'run name ' in r['note']: return r['note'].split('run name ')[1].split(';')[0]
@@ -66,7 +66,7 @@ class Experiment:
 
 # %% ../../nbs/71_studies.experiments.ipynb #90c6fd9f
 def variants(e:Experiment)->list: # of `Experiment`
-    "The runs that a row stands for: itself, or a sweep"
+    "The runs of a row: itself, or a sweep"
     if e.table!='3.4': return [e]
     models = [('ToyNet', e.config.bs)] + [(f'toynet_s{s}_k{k}', e.config.bs) for s in (1, 4, 16) for k in (3, 5)]
     models += [('toynet_s1_k3', bs) for bs in (32, 512)]
@@ -218,7 +218,7 @@ def estimate(
     gpu:str=None, # number of a GPU, or cpu
 )->list: # per job, seconds, or the sentence that says why it cannot run
     "Estimate of the time of each job; 0 for finished ones"
-    from cifar_fastai.runs.train import RunPlan, check_memory, run_device, second_pass
+    from cifar_fastai.runs.train import RunPlan, check_memory, run_device, has_second_pass
     device,sizes,times = run_device(gpu),dict(cifar10=50_000, cifar100=50_000),{}
     def seconds(j):
         c = j.config
@@ -229,7 +229,7 @@ def estimate(
         except UserError as e: return str(e)
         if c.dataset not in sizes: sizes[c.dataset] = _images(c.dataset, root)
         if c.model not in times: times[c.model] = image_seconds(c.model, device)
-        return 1.1*times[c.model]*sizes[c.dataset]*c.fraction*c.epochs*(2 if second_pass(c) else 1)
+        return 1.1*times[c.model]*sizes[c.dataset]*c.fraction*c.epochs*(2 if has_second_pass(c) else 1)
     return [seconds(j) for j in jobs]
 
 # %% ../../nbs/71_studies.experiments.ipynb #9a946df7

@@ -1,4 +1,4 @@
-"""Many runs as one report: published and measured results side by side
+"""Published and measured results side by side, with confidence intervals
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/studies.report.html.md"""
 
@@ -45,7 +45,7 @@ def read_run(folder)->Run:
 # %% ../../nbs/74_studies.report.ipynb #fbd17101
 def find_runs(
     exps='exps', # folder that holds the runs, at any depth
-    left_out:dict=None, # gets folder -> reason for each that cannot be read; None: the first is an error
+    left_out:dict=None, # receives folder -> reason for unreadable runs; None: raise an error
 )->list: # of `Run`, by name and seed
     "All runs in `exps`"
     res = []
@@ -60,7 +60,7 @@ def find_runs(
 def _plain(k, v): return Path(v).name if k=='dataset' else ' '.join(v) or 'none' if isinstance(v, list) else v
 
 def _size_changes(run):
-    "Numbers of images that are not CIFAR-10's, which all published rows are about"
+    "Numbers of images that differ from CIFAR-10's, on which all published rows are based"
     cfg,data = run_config(run.config),run.environment['data']
     official = dict(train_images=round(50_000*cfg.fraction),
         test_images=round(10_000*(cfg.fraction if cfg.subset=='first' else 1)))
@@ -69,12 +69,12 @@ def _size_changes(run):
 
 # %% ../../nbs/74_studies.report.ipynb #3f0c4abd
 def _rule_changes(run):
-    "The rule of the split, where the data could not be split as configured"
+    "The rule of the split, if it differs from the configuration"
     wanted,rule = run_config(run.config).data['rule'],run.environment['data']['split']['rule']
     return {} if rule==wanted else dict(split=(wanted, rule))
 
 def _changes(run):
-    "What a run changes of its row: sorted (setting, the row's value, the run's value)"
+    "Settings that a run overrides: sorted (setting, value of the row, value of the run)"
     found = {k:(_plain(k, a), _plain(k, b)) for k,(a,b) in _rows()[run.row].changes(run.config).items()}
     if 'dataset' not in found: found |= _size_changes(run)
     found |= _rule_changes(run)
@@ -85,10 +85,10 @@ def _value(v): return f'{v:,}' if type(v) is int and v>999 else str(v) if v!='' 
 
 @dataclass(frozen=True)
 class RunGroup:
-    "What runs must have in common to share a mean"
-    changes:tuple # of the published row: (setting, the row's value, the run's value)
+    "Grouping key for aggregation"
+    changes:tuple # overridden settings: (setting, value of the row, value of the run)
     data:tuple # name, training images, test images, digest of the source, split in words
-    code:tuple # version and commit; empty where runs of different code are pooled
+    code:tuple # version and commit; empty if runs of different code are pooled
 
     @property
     def title(self):
@@ -106,7 +106,7 @@ def _split_words(s):
     return f"{s['rule']}, fraction {s['fraction']:g}{holdout}"
 
 def _data(run):
-    "What must be the same of the data: name, numbers of images, digest of the source, split in words"
+    "Identity of the data: name, numbers of images, digest of the source, description of the split"
     d = run.environment['data']
     return _plain('dataset',
         run.config['dataset']),d['train_images'],d['test_images'],d['source'],_split_words(d['split'])
@@ -114,9 +114,9 @@ def _data(run):
 # %% ../../nbs/74_studies.report.ipynb #29e643be
 def run_group(
     run:Run, # of a published row
-    pool_code:bool=False, # leave code out?
+    pool_code:bool=False, # ignore the version of the code?
 )->RunGroup:
-    "What others must have in common with `run` to share a mean"
+    "The grouping key of a run"
     return RunGroup(_changes(run), _data(run), () if pool_code else _code(run))
 
 # %% ../../nbs/74_studies.report.ipynb #dc4268ff
@@ -133,7 +133,7 @@ def _code_words(version, commit):
 
 # %% ../../nbs/74_studies.report.ipynb #afb46583
 def run_caption(runs:list)->str: # runs: of `Run`
-    "What a caption has to say of `runs`: data, size, device, seeds, epochs and code"
+    "Data, size, device, seeds, epochs and code of `runs`"
     def each(f): return _words(sorted(map(f, runs)))
     return (f"Data: {each(_data_words)}. Device: {each(lambda r: r.environment['device'])}. Seed: "
         f"{each(lambda r: r.seed)}. Epochs: {each(lambda r: r.epochs)}. "
@@ -142,10 +142,10 @@ def run_caption(runs:list)->str: # runs: of `Run`
 # %% ../../nbs/74_studies.report.ipynb #691066ed
 @dataclass(frozen=True)
 class Section:
-    "Finished runs of one kind, by row of one table"
+    "Finished runs of one group, by row of one table"
     table:str # of the published rows
-    kind:RunGroup # of all the runs
-    runs:dict # id of a row -> its runs; a baseline of another table comes first
+    kind:RunGroup # grouping key of the runs
+    runs:dict # id of a row -> its runs; the baseline of another table comes first
 
     every = property(lambda self: [r for o in self.runs.values() for r in o], doc='The runs of all rows')
     title = property(lambda self: f'Table {self.table}' + (f', {self.kind.title}' if self.kind.changes else ''))
@@ -159,7 +159,7 @@ class Section:
 def _mean(xs): return float(np.mean(xs)) if len(xs) else math.nan
 
 def _accuracies(runs):
-    "Seed to accuracy in percent, after the last epoch and at best"
+    "Seed -> accuracy in percent, after the last epoch and at the best epoch"
     return dict(last={r.seed:100*r.accuracy for r in runs}, best={r.seed:100*r.best_accuracy for r in runs})
 
 def _spread(runs):
@@ -169,7 +169,7 @@ def _spread(runs):
 
 # %% ../../nbs/74_studies.report.ipynb #3a0d6180
 def _differences(runs, base):
-    "Welch and paired by seed, in points"
+    "Differences in percentage points: Welch, and paired by seed"
     res,(a,b) = {},map(_accuracies, (runs, base))
     for k in a:
         both = sorted(a[k].keys() & b[k].keys())
@@ -179,7 +179,7 @@ def _differences(runs, base):
 
 # %% ../../nbs/74_studies.report.ipynb #7a0b7a4f
 def _cost(runs):
-    "Last loss and training accuracy, and what a run took, as means over the runs; memory is the largest"
+    "Last loss and training accuracy, and cost, as means over the runs; the maximum for memory"
     last = {k:_mean([r.log[-1][k] for r in runs if r.log[-1].get(k) is not None])
         for k in ('valid_loss', 'train_accuracy')}
     used = {k:_mean([x for r in runs for x in r.column(k)])
@@ -191,9 +191,9 @@ def _cost(runs):
 # %% ../../nbs/74_studies.report.ipynb #6afaa744
 def _line(
     section, # `Section`
-    id, # of one of its rows
+    id, # of a row
 )->dict: # flat
-    "All that is known of a row"
+    "All values of a row"
     e,runs = _rows()[id],section.runs[id]
     data = dict(zip(('data', 'train_images', 'test_images', 'source', 'split'), section.kind.data))
     base = section.runs.get(e.baseline, [])
@@ -207,14 +207,14 @@ def _line(
 
 # %% ../../nbs/74_studies.report.ipynb #44c4e628
 def _flat(line):
-    "With an `Interval` as four figures"
+    "Expand each `Interval` into four values"
     def parts(k, v):
         return {k:v.value, f'{k}_lo':v.lo, f'{k}_hi':v.hi, f'{k}_n':v.n} if isinstance(v, Interval) else {k:v}
     return {a:b for k,v in line.items() for a,b in parts(k, v).items()}
 
 @patch(as_prop=True)
 def lines(self:Section):
-    "A dict a row: settings, published figures, measured ones"
+    "One dict per row: settings, published and measured values"
     return [_line(self, o) for o in self.runs]
 
 @patch(as_prop=True)
@@ -236,7 +236,7 @@ def _mean_sd(l, k):
 
 # %% ../../nbs/74_studies.report.ipynb #09b97edb
 def _settings(table, lines):
-    "The columns of what was run"
+    "The columns of the configuration"
     res = dict(row=[l['row'].removeprefix(f'{table}/') for l in lines], model=[l['model'] for l in lines],
         epochs=[str(l['epochs']) for l in lines])
     varying = [k for k in ('bs', 'fraction', 'optimizer', 'lr', 'schedule') if k in lines[0]
@@ -253,7 +253,7 @@ def _difference(l, k, bases):
 
 @patch(as_prop=True)
 def columns(self:Section):
-    "Heading -> a text a row: the published layout, and beside it what was measured"
+    "Heading -> text per row: published layout and measured results"
     ls = self.lines
     res = _settings(self.table, ls)
     for k,name in _published.items():
@@ -272,13 +272,13 @@ def columns(self:Section):
 # %% ../../nbs/74_studies.report.ipynb #e149731e
 @patch(as_prop=True)
 def shows(self:Section):
-    "What its picture shows"
-    return 'Accuracy after the last epoch: a dot a seed, a line across for the mean with its 95% interval' + ('.'
+    "Caption of the plot"
+    return 'Accuracy after the last epoch: one dot per seed, a line for the mean with its 95% interval' + ('.'
         if self.kind.changes else ', a cross for the published best epoch.')
 
 @patch
 def plot(self:Section, ax):
-    "Accuracy after the last epoch, of each row: seeds as dots, the mean with its interval"
+    "Plot the accuracy after the last epoch of each row: seeds, mean and interval"
     for i,(id,runs) in enumerate(self.runs.items()):
         xs = [100*r.accuracy for r in runs]
         m = mean_interval(xs)
@@ -300,7 +300,7 @@ def plot_curves(self:Section,
     ax, # matplotlib axes
     column='accuracy', # of the log
 ):
-    "A column of the logs over the epochs: each seed thin, the mean of a row thick"
+    "Plot a column of the logs by epoch: thin lines for seeds, thick lines for means"
     by = 100 if 'accuracy' in column else 1
     for i,(id,runs) in enumerate(self.runs.items()):
         ys,c = by*np.array([[l[column] for l in r.log] for r in runs]),f'C{i%10}'
@@ -327,11 +327,11 @@ _notes = ('Accuracies are means over the seeds, in percent, ± the standard devi
 # %% ../../nbs/74_studies.report.ipynb #08e68520
 @dataclass(frozen=True, repr=False)
 class Report:
-    "Finished runs against the published rows that they are runs of"
+    "Finished runs compared with the published rows"
     sections:list # of `Section`
     not_run:list # ids of rows without a finished run
-    unfinished:dict # folder -> how far it came
-    left_out:dict # folder -> why
+    unfinished:dict # folder -> progress
+    left_out:dict # folder -> reason
 
     title = property(lambda self: f"Results, table{'s' if len(self.tables)>1 else ''} {_words(self.tables)}")
     tables = property(lambda self: list(dict.fromkeys(o.table for o in self.sections)))
@@ -343,21 +343,21 @@ class Report:
 
     @property
     def mixed(self):
-        "A sentence for each table that has runs of several kinds"
+        "A sentence for each table with runs of several groups"
         res = []
         for t in self.tables:
             kinds = [o.kind for o in self.sections if o.table==t]
             differ = [name for k,name in dict(changes='settings', data='data', code='code').items()
                 if len({getattr(o, k) for o in kinds})>1]
             if differ:
-                res.append(f"The runs of table {t} are of {len(kinds)} kinds, which differ in {' and '.join(differ)}: "
-                    "they are not mixed, each kind has a section of its own.")
+                res.append(f"The runs of table {t} form {len(kinds)} groups, which differ in {' and '.join(differ)}: "
+                    "each group has its own section.")
         return res
 
 # %% ../../nbs/74_studies.report.ipynb #60ae00d9
 @patch
 def _blocks(self:Report):
-    "What the report consists of: (kind, content)"
+    "The blocks of the report: (kind, content)"
     yield 'h1',self.title
     yield from (('p', o) for o in self.mixed)
     for s in self.sections:
@@ -405,7 +405,7 @@ def markdown(self:Report,
 def __repr__(self:Report): return self.markdown()
 @patch
 def _repr_markdown_(self:Report):
-    "The report below a notebook's own headings"
+    "The report with lower headings, for notebooks"
     return re.sub('^#', '###', self.markdown(), flags=re.M)
 
 # %% ../../nbs/74_studies.report.ipynb #1e0e8a54
@@ -413,7 +413,7 @@ def _wrap(s, width=100): return '\n'.join(textwrap.wrap(s, width))
 
 @patch
 def plot(self:Report)->Figure:
-    "Dots and intervals of every section, each with its caption"
+    "Plot every section, with its caption"
     heights = [1.8+0.25*len(o.runs) for o in self.sections]
     fig = Figure(figsize=(8, sum(heights)), layout='constrained')
     axs = fig.subplots(len(heights), height_ratios=heights, squeeze=False)[:,0]
@@ -429,14 +429,14 @@ def _png(self:Report):
     return out.getvalue()
 
 # %% ../../nbs/74_studies.report.ipynb #5a88d530
-_ink = '#010203' # stands for the colour of the page's text
+_ink = '#010203' # replaced by the text colour of the page
 
 def _svg(
     draw, # called with matplotlib axes
     height, # inches
-    label, # what it shows, for those who cannot see it
+    label, # alternative text
 ):
-    "A picture as a part of a page"
+    "Inline SVG of a plot"
     rc = {k:_ink for k in 'text.color axes.edgecolor axes.labelcolor xtick.color ytick.color grid.color'.split()}
     with mpl.rc_context(rc | {'svg.fonttype':'none', 'svg.hashsalt':'cifar_fastai'}):
         fig,out = Figure(figsize=(4.5, height), layout='constrained'),StringIO()
@@ -474,7 +474,7 @@ svg { width: 100%; height: auto } .caption, figcaption { color: var(--soft); fon
 
 @patch
 def html(self:Report)->str:
-    "The report as a page that needs no other file"
+    "The report as a self-contained HTML page"
     made = dict(h1=xml.H1, h2=xml.H2, p=xml.P, table=_html_table, figures=_html_figures,
         list=lambda o: xml.Ul(*map(xml.Li, o)))
     head = xml.Head(xml.Meta(charset='utf-8'), xml.Meta(name='viewport', content='width=device-width, initial-scale=1'),
@@ -483,7 +483,7 @@ def html(self:Report)->str:
 
 # %% ../../nbs/74_studies.report.ipynb #7a26cea1
 def _chosen(rows):
-    "The experiments that `rows` names"
+    "The experiments selected by `rows`"
     res = {}
     for o in re.split(r'[\s,]+', rows) if isinstance(rows, str) else rows:
         found = {v.id:v for e in experiments() for v in [e, *variants(e)] if e.table==o or fnmatch(e.id, o)
@@ -494,7 +494,7 @@ def _chosen(rows):
 
 # %% ../../nbs/74_studies.report.ipynb #0a483c9d
 def _sort_out(runs, pool_code):
-    "RunGroup -> row -> runs; what is unfinished; what is there twice"
+    "RunGroup -> row -> runs; unfinished runs; duplicates"
     kinds,unfinished,twice = {},{},{}
     for r in runs:
         if not r.finished:
@@ -508,7 +508,7 @@ def _sort_out(runs, pool_code):
 
 # %% ../../nbs/74_studies.report.ipynb #327f02c3
 def _sections(chosen, kinds):
-    "By table and kind, the full rows first"
+    "Sections by table and group, full rows first"
     order = sorted(kinds, key=lambda k: (len(k.changes), repr(k)))
     for table,es in groupby(chosen, 'table').items():
         ids = [e.id for e in es]
@@ -519,7 +519,7 @@ def _sections(chosen, kinds):
             yield Section(table, kind, {o:runs[o] for o in [*dict.fromkeys(bases), *here]})
 
 def _not_run(chosen, done):
-    "Rows without a finished run; a table that has none as a whole"
+    "Rows without a finished run, or whole tables"
     for table,es in groupby(chosen, 'table').items():
         ids = [e.id for e in es]
         if missing := [o for o in ids if o not in done]:
@@ -528,10 +528,10 @@ def _not_run(chosen, done):
 # %% ../../nbs/74_studies.report.ipynb #0fcf9003
 def report_runs(
     exps='exps', # folder that holds the runs
-    rows='*', # ids, patterns or numbers of tables, with commas between them or as a list
-    pool_code:bool=False, # put runs of different commits together, and say so?
+    rows='*', # ids, patterns or numbers of tables, separated by commas or as a list
+    pool_code:bool=False, # pool runs of different versions of the code?
 )->Report:
-    "Finished runs in `exps` beside the published rows"
+    "Compare the finished runs in `exps` with the published rows"
     chosen,left_out = _chosen(rows),{}
     runs,wanted = find_runs(exps, left_out),{o for e in chosen for o in (e.id, e.baseline)} - {None}
     if rows=='*': left_out |= {r.folder:'not a run of a published row' for r in runs if r.row is None}
@@ -545,25 +545,25 @@ def report_runs(
 
 # %% ../../nbs/74_studies.report.ipynb #973a7410
 def save_files(
-    folder, # to write to; made if need be
+    folder, # output folder; created if it does not exist
     files:dict, # name -> text or bytes
 )->list: # of paths
-    "Write files, all of them or none"
+    "Write several files atomically"
     paths = [Path(folder)/o for o in files]
     with ExitStack() as stack:
         for p,b in zip(paths, files.values()):
             f = stack.enter_context(atomic_write(p))
             f.write(b.encode() if isinstance(b, str) else b)
             f.flush()
-            os.fsync(f.fileno()) # what can fail does so before the first file is replaced
+            os.fsync(f.fileno()) # errors occur before the first file is replaced
     return paths
 
 def save_report(
     report:Report, # of `report_runs`
-    folder, # to write to; made if need be
+    folder, # output folder; created if it does not exist
     name='report', # of the files
 )->list: # of the four files
-    "Write Markdown, CSV, a picture and a page"
+    "Write a report as Markdown, CSV, PNG and HTML"
     made = dict(md=report.markdown(f'{name}.png'), csv=report.frame.to_csv(index=False), png=report._png(),
         html=report.html())
     return save_files(folder, {f'{name}.{k}':v for k,v in made.items()})

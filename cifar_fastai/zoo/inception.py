@@ -44,7 +44,7 @@ def chain(
     specs, # list of layers
     conv=ConvBNAct, # called with `ni`, `nf`, `ks`, `stride`, `padding`
 )->tuple: # module, output channels
-    "Layers in a row, each as wide as the one before leaves off"
+    "A sequence of layers, each with the output width of the previous one as input width"
     res = []
     for o in specs:
         m,ni = layer(ni, o, conv)

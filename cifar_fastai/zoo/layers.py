@@ -1,4 +1,4 @@
-"""The parts that several families of backbones are built from
+"""Layers shared by several families of backbones
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.layers.html.md"""
 
@@ -255,7 +255,7 @@ def trunc_init_(
     std:float=0.02, # standard deviation
     types:tuple=(nn.Conv2d, nn.Linear), # whose weights; their biases become 0
 )->nn.Module: # `model`
-    "Weights from a normal distribution cut off at two units, as ViT's and Swin's (2103.14030)"
+    "Weights from a truncated normal distribution, as in ViT and Swin (2103.14030)"
     std = check_range('std', std, 0, 100, above=True)
     for m in model.modules():
         if not isinstance(m, types): continue

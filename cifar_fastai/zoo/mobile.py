@@ -83,7 +83,7 @@ def mobile_stages(
     stages, # (expand, width, blocks, stride of the first, kernel size) of each stage
     drop_path:float=0., # chance of dropping the last block, 0 to 1
     **kwargs, # passed to `inverted_residual`
-)->list: # of `nn.Sequential`, one a stage
+)->list: # of `nn.Sequential`, one per stage
     "Stages of inverted residuals"
     res,drops = [],iter(linear_decay(drop_path, sum(o[2] for o in stages)))
     for expand,nf,depth,stride,ks in stages:

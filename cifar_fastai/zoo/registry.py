@@ -1,4 +1,4 @@
-"""Backbones by name: how a family declares its rows, and what can be asked of a network
+"""Create backbones by name, list and summarise them
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.registry.html.md"""
 
@@ -41,7 +41,7 @@ def register_models(
     family:str, # plain, residual, mobile, multipath, inception, nas, transformer or hybrid
     build, # called with `n_out`, `in_chans` and a row's arguments
     paper:str, # arXiv id, for rows that give none (key `paper`)
-    **table, # name -> dict of arguments (with `paper` and `note` where needed), or the name that this is an alias of
+    **table, # name -> dict of arguments (optionally with `paper` and `note`), or a name of which it is an alias
 ):
     "Register the rows of a family"
     for name,cfg in table.items():
@@ -103,7 +103,7 @@ def create_model(
     in_chans:int=3, # input channels
     **overrides, # replace arguments of the row
 )->nn.Module: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "The backbone called `name`, with weights drawn anew"
+    "Create the backbone called `name`, with new weights"
     n_out = check_range('n_out', n_out, 1, 10**5, whole=True)
     in_chans = check_range('in_chans', in_chans, 1, 1000, whole=True)
     row = find_model(name)
@@ -118,7 +118,7 @@ def create_model(
         raise UserError(f'{name} cannot be built with {asked}: {short(str(e))}.') from e
 
 def _check_numbers(name, v):
-    "Refuse numbers of no sensible size, in tuples too"
+    "Refuse numbers out of range, also in tuples"
     if isinstance(v, (tuple, list)):
         for o in v: _check_numbers(name, o)
     elif isinstance(v, Real) and not isinstance(v, bool): check_range(name, v, 0, 2**14)
@@ -170,25 +170,25 @@ def model_summary(
 
 # %% ../../nbs/30_zoo.registry.ipynb #19969ee5
 def zoo_contract()->dict: # name -> row of `zoo.csv`
-    "What the tests hold every backbone to"
+    "The reference values of every backbone, checked by the tests"
     return {r['name']:r for r in package_rows('zoo.csv')}
 
-def published()->list: # of dicts, one a row
-    "The published results, as they stand in `published.csv`"
+def published()->list: # of dicts, one per row
+    "The published results in `published.csv`"
     return package_rows('published.csv')
 
 # %% ../../nbs/30_zoo.registry.ipynb #b2390273
 def _published_top1():
-    "name -> plain published top-1 with its table"
+    "Name -> published top-1 without tricks, with its table"
     rows = [r for r in published() if r['published_top1'] and not r['tricks']]
     return {r['model']:f"{r['published_top1']} (table {r['table']}, {r['data']} data)" for r in reversed(rows)}
 
 # %% ../../nbs/30_zoo.registry.ipynb #dd776c17
 def _cost(
     row, # a `Backbone`
-    gmacs=None, # where they are known
+    gmacs=None, # if known
 )->dict: # parameters, MiB of the saved weights, GMACs
-    "What a row costs"
+    "Parameters, size and GMACs of a row"
     with torch.device('meta'): model = row()
     mib = sum(t.numel()*t.element_size() for t in model.state_dict().values())/2**20
     gmacs = float(gmacs) if gmacs else round(model_summary(model).macs/1e9, 3)
@@ -198,7 +198,7 @@ def _cost(
 def zoo_table(
     pattern:str='*', # shell-style: `'resnet*'`
     family:str|None=None, # only this family
-)->list: # of dicts, one a backbone
+)->list: # of dicts, one per backbone
     "Name, family, parameters, MiB of float32 weights, GMACs, paper, what confirms it, published top-1"
     contract,top1,res = zoo_contract(),_published_top1(),[]
     for name in list_models(pattern, family):
@@ -211,7 +211,7 @@ def zoo_table(
 
 # %% ../../nbs/30_zoo.registry.ipynb #da5f215d
 class Rows(list):
-    "Backbones that a notebook shows as a table"
+    "Backbones, displayed as a table"
     def _repr_markdown_(self):
         contract = zoo_contract()
         rows = []
@@ -225,7 +225,7 @@ class Rows(list):
     __repr__ = _repr_markdown_
 
 def family_rows(family:str)->Rows: # of one `Backbone` each
-    "The rows of a family, aliases left out"
+    "The rows of a family, without aliases"
     return Rows(backbones[o] for o in list_models(family=family) if backbones[o].name==o)
 
 # %% ../../nbs/30_zoo.registry.ipynb #7257356b
@@ -248,7 +248,7 @@ def init_weights(
     model:nn.Module, # changed in place
     init, # name of an init, see `inits`, or a function that fills a tensor
 )->nn.Module: # `model`
-    "New weights for every convolution and linear layer of `model`, biases 0"
+    "Initialise the weights of every convolution and linear layer of `model`; biases become 0"
     if not isinstance(init, str) and not callable(init): raise unknown('init', init, inits)
     f = inits[init] if isinstance(init, str) else init
     for m in model.modules():

@@ -126,7 +126,7 @@ def stages(
     widths, # output channels of each stage
     depths, # blocks in each stage
     strides, # of the first block of each stage
-)->list: # of `nn.Sequential`, one a stage
+)->list: # of `nn.Sequential`, one per stage
     "Stages of residual blocks"
     blocks = [[block(i if j==0 else nf, nf, s if j==0 else 1) for j in range(d)]
         for (i,nf),d,s in zip(pairwise((ni, *widths)), depths, strides)]
@@ -166,7 +166,7 @@ register_models('residual', resnet, '1512.03385', resnet18=dict(depths=(2,2,2,2)
 
 # %% ../../nbs/32_zoo.residual.ipynb #6f62e580
 register_models('residual', resnet, '1603.09382', stochastic_depth_resnet18=dict(depths=(2,2,2,2), p=0.5,
-    note='one gate an image, not one a batch; kept branches are divided by their survival in training '
+    note='one gate per image, not per batch; kept branches are divided by their survival in training '
     'instead of multiplied by it in eval mode'))
 
 # %% ../../nbs/32_zoo.residual.ipynb #2b9b8833

@@ -17,7 +17,7 @@ from .layers import *
 
 # %% ../../nbs/29_zoo.shake.ipynb #5335b431
 def _per_image(x):
-    "Room for one number an image, shaped to multiply `x`"
+    "An empty tensor with one value per image, broadcastable to `x`"
     return x.new_empty(len(x), *[1]*(x.ndim-1))
 
 # %% ../../nbs/29_zoo.shake.ipynb #0f7dbaeb
@@ -114,7 +114,7 @@ class ShakeShakeLayer(nn.Module):
 def linear_decay(
     p:float, # of the last block, 0 to 1
     n:int, # number of blocks
-)->list: # one probability a block
+)->list: # one probability per block
     "Drop probabilities that rise linearly, so that survival falls linearly (1603.09382)"
     p,n = check_range('p', p, 0, 1),check_range('n', n, 0, 10_000, whole=True)
     return [p*(i+1)/n for i in range(n)]
@@ -149,6 +149,8 @@ class BranchTrick(Trick):
         if not any(isinstance(m, Residual) for m in ms):
             raise UserError(f'{self!r} works on the branches of Residual blocks, and this {type(self.model).__name__} '
                 'has none: use a residual network.')
+        if self.model._compiled_call_impl is not None or hasattr(self.model, '_orig_mod'):
+            raise UserError(f'{self!r} works by hooks, which a compiled network ignores: leave compile out.')
         own = first(m for m in ms if isinstance(m, (ShakeDropLayer, ShakeShakeLayer, StochasticDepthLayer)))
         if own is not None: raise UserError(f'This network has {own} in its branches already: use it without {self!r}.')
 
