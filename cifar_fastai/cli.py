@@ -6,10 +6,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
 # %% auto #0
 __all__ = ['Flag', 'true_or_false', 'flags_of', 'resolve_config', 'command', 'cifar_train', 'cifar_lr_find', 'cifar_reproduce',
-           'cifar_report', 'cifar_compare', 'cifar_export', 'cifar_zoo', 'cifar_tricks', 'cifar_bench']
+           'cifar_study', 'cifar_report', 'cifar_compare', 'cifar_export', 'cifar_zoo', 'cifar_tricks', 'cifar_bench']
 
 # %% ../nbs/90_cli.ipynb #3618d226
-import argparse, inspect, os, re, signal, subprocess, sys, time, warnings
+import argparse, inspect, os, re, sys, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from fnmatch import fnmatch
@@ -20,6 +20,7 @@ from fastcore.docments import docments
 from .core import *
 from .runs.config import *
 from .runs.published import *
+from .studies.launch import *
 
 # %% ../nbs/90_cli.ipynb #67cecfe5
 class Flag(NamedTuple):
@@ -45,7 +46,9 @@ def flags_of(o)->list: # of `Flag`; o: a function or a dataclass
     docs,res = docments(o),[]
     for p in inspect.signature(o).parameters.values():
         default = None if p.default is p.empty or 'factory' in repr(p.default) else p.default
-        res.append(Flag(p.name, p.annotation, default, docs.get(p.name) or '', p.kind==p.POSITIONAL_ONLY))
+        many = p.kind==p.VAR_POSITIONAL
+        res.append(Flag(p.name, list if many else p.annotation, [] if many else default, docs.get(p.name) or '',
+            many or p.kind==p.POSITIONAL_ONLY))
     return res
 
 # %% ../nbs/90_cli.ipynb #99a12857
@@ -63,12 +66,13 @@ _aliases = dict(lr=['--learning-rate'])
 
 def _add(group, f, required):
     "Add a flag to a group of the parser"
-    shown = '' if f.default in (None, False, '', '*') else f' (default: {f.default})'
+    shown = '' if f.default in (None, False, '', '*', []) else f' (default: {f.default})'
     kwargs = dict(type=f.convert, help=(f.help+shown).replace('%', '%%'))
     if f.type is bool: kwargs |= dict(nargs='?', const=True, metavar='(True|False)')
     if not f.positional:
         return group.add_argument(f"--{f.name.replace('_', '-')}", *_aliases.get(f.name, []), dest=f.name, **kwargs)
-    if not required: kwargs['nargs'] = '?'
+    if f.type is list: kwargs['nargs'] = '*'
+    elif not required: kwargs['nargs'] = '?'
     group.add_argument(f.name, **kwargs)
 
 def _parse(
@@ -83,7 +87,7 @@ def _parse(
     for title,flags in groups.items():
         group = p.add_argument_group(title)
         for f in flags: _add(group, f, f.name in params and params[f.name].default is inspect.Parameter.empty)
-    args,extra = p.parse_known_args([_dashes(o) for o in (sys.argv[1:] if argv is None else argv)])
+    args,extra = p.parse_known_intermixed_args([_dashes(o) for o in (sys.argv[1:] if argv is None else argv)])
     names = [f"--{f.name.replace('_', '-')}" for flags in groups.values() for f in flags if not f.positional]
     if extra: p.error(str(unknown('flag' if extra[0].startswith('-') else 'argument', extra[0], names)))
     return vars(args)
@@ -211,7 +215,8 @@ def _call_config(func, flags, groups, given):
         sources |= dict.fromkeys(new, source)
     cfg,config_sources = resolve_config(layers, own.get('row'))
     if show: return print(_shown(own | asdict(cfg), sources | config_sources))
-    return func(cfg, **own)
+    args = [o for f in flags if f.positional for o in own.pop(f.name)]
+    return func(cfg, *args, **own)
 
 def _shown(settings, sources):
     "Settings as YAML, each with its source"
@@ -289,73 +294,53 @@ def cifar_reproduce(
     jobs = plan(select_experiments(table, rows, all), seeds, exps, **changes)
     check_jobs(jobs, root, gpu, data=not dry_run)
     if dry_run: return print(_dry(jobs, root, gpu))
-    if n := _processes(workers, gpu):
-        return _spread(n, _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, **changes), gpu)
+    if n := worker_count(workers, gpu):
+        flags = _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, workers=1, **changes)
+        sys.exit(run_workers(n, 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()', flags, gpu))
     failed = reproduce(jobs, exps, root, gpu)
     for name,why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
     if failed: sys.exit(1)
 
-# %% ../nbs/90_cli.ipynb #ca33cce8
-def _processes(workers, gpu):
-    "Number of processes to start; 0: run in this process"
-    import torch
-    n = workers if workers is not None else torch.cuda.device_count() if gpu is None else 1
-    return n if n>1 else 0
-
+# %% ../nbs/90_cli.ipynb #ceff4c69
 def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.items() if v is not None]
 
-class _Workers:
-    "Processes that run a command, each started again up to `restarts` times if a signal kills it"
-    def __init__(self, commands, env, restarts=2):
-        self.commands,self.env,self.left,self.told,self.ps = commands,env,[restarts]*len(commands),False,[]
-
-    def signalled(self, number, frame):
-        self.told = True
-        if number==signal.SIGTERM: # a terminal sends Ctrl-C to all of them
-            for p in self.ps: p.terminate()
-
-    def start(self, i): return subprocess.Popen(self.commands[i], env=self.env)
-
-    def code(self, i):
-        "Exit code of process `i`; None while it, or another one in its place, runs"
-        code = self.ps[i].poll()
-        if code is None or code>=0: return code
-        if self.told or not self.left[i]: return 128-code
-        print(f'a process was killed by {signal.Signals(-code).name} and is restarted', file=sys.stderr)
-        self.left[i] -= 1
-        self.ps[i] = self.start(i)
-
-    def run(self)->int: # exit code
-        old = {s:signal.signal(s, self.signalled) for s in (signal.SIGTERM, signal.SIGINT)
-            if signal.getsignal(s) is not signal.SIG_IGN}
-        try:
-            for i in range(len(self.commands)): self.ps.append(self.start(i))
-            while None in (codes := [self.code(i) for i in range(len(self.ps))]): time.sleep(0.1)
-        finally:
-            for s,f in old.items(): signal.signal(s, f)
-        if max(codes)>128: print(f'a process was ended by {signal.Signals(max(codes)-128).name}', file=sys.stderr)
-        return max(codes)
-
-# %% ../nbs/90_cli.ipynb #ca33cce9
-def _spread(n, flags, gpu=None, code='from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'):
-    "Run the command `n` times with `flags`, one process per GPU, and wait for all"
-    import torch
-    gpus = torch.cuda.device_count() if gpu is None else 0
-    env = os.environ | ({} if gpus else dict(OMP_NUM_THREADS=str(max(1, os.cpu_count()//n))))
-    commands = [[sys.executable, '-c', code, *flags, *_flags(workers=1, gpu=i%gpus if gpus else gpu)] for i in range(n)]
-    sys.exit(_Workers(commands, env).run())
-
 # %% ../nbs/90_cli.ipynb #7dbf63da
-def _duration(s): return f'{s/3600:.1f} h' if s>=3600 else f'{s/60:.0f} min' if s>=60 else f'{s:.0f} s'
-
 def _dry(jobs, root, gpu):
     "The runs, their states, and an estimate of the time on one device"
     from cifar_fastai.studies.experiments import estimate
     times = estimate(jobs, root, gpu)
-    def described(t): return t if isinstance(t, str) else '' if not t else f'about {_duration(t)}'
+    def described(t): return t if isinstance(t, str) else '' if not t else f'about {format_duration(t)}'
     rows = [dict(row=j.row.id, seed=j.config.seed, state=j.state, time=described(t)) for j,t in zip(jobs, times)]
     total = sum(t for t in times if not isinstance(t, str))
-    return f'{_table(rows)}\nabout {_duration(total)} in total, sequentially'
+    return f'{_table(rows)}\nabout {format_duration(total)} in total, sequentially'
+
+# %% ../nbs/90_cli.ipynb #7e52e371
+@command(config=True)
+def cifar_study(
+    cfg, # `RunConfig` of the baseline
+    *arms, # tricks such as "MixUp(0.2)" or "SAM() Cutout(8)", or settings such as "lr=0.2"
+    seeds:int=5, # number of seeds
+    first_seed:int=0, # the first of them
+    name:str=None, # name of the study (default: data, network and a digest of the settings)
+    studies:str='studies', # folder of all studies
+    pairs:bool=False, # add all compatible pairs of arms?
+    row:str=None, # published experiment that is the baseline, such as 3.9/ss64_orgin
+    root:str=None, # folder or archive of a named data set
+    gpu:str=None, # number of a GPU, or cpu (default: one process per GPU)
+    workers:int=None, # processes that share the runs (default: one per GPU, or one)
+    dry_run:bool=False, # only show the runs, and what this number of seeds can show?
+):
+    "Compare tricks or settings with a baseline over paired seeds: does this trick help?"
+    from cifar_fastai.studies import study
+    cfg = study.study_config(cfg, gpu)
+    found,folder = study.create_arms(arms, cfg, pairs, root=root),Path(studies)/(name or study.study_name(cfg))
+    s = study.open_study(folder, found, range(first_seed, first_seed+seeds), write=not dry_run)
+    if dry_run: return print(study.study_plan(s, gpu, root))
+    study.run_study(s, root, gpu, workers, bar=sys.stdout.isatty())
+    res = study.study_result(s)
+    res.save()
+    print(f'{res}\n{folder}/: report.html, forest.png, study.csv, and the {s.done()} runs; '
+        f'add seeds with --seeds {2*seeds}')
 
 # %% ../nbs/90_cli.ipynb #17bcbaa4
 @command

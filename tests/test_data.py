@@ -354,7 +354,7 @@ def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setitem(datasets, 'cifar10',
         replace(datasets['cifar10'], url='http://127.0.0.1:9/cifar-10-python.tar.gz'))
     with pytest.raises(UserError, match=r"cifar10 is not in .*fastai/data, .*fastai/archive and http.* put "
-        r"cifar-10-python.tar.gz.*'digits' needs nothing") as e:
+        r"cifar-10-python.tar.gz.*'digits' needs no download") as e:
         cifar_dls()
     assert '\n' not in str(e.value) and not (tmp_path/'fastai').exists()
 

@@ -129,7 +129,7 @@ broken = {
     'empty':(lambda f: (f/'config.yaml').write_text(''), 'is empty'),
     'no config':(lambda f: (f/'config.yaml').unlink(), 'config.yaml is missing'),
     'not text':(lambda f: (f/'config.yaml').write_bytes(b'\xff\xfe\x00'), 'not text'),
-    'not json':(lambda f: (f/'environment.json').write_text('{"a": '), 'not JSON'),
+    'not json':(lambda f: (f/'environment.json').write_text('{"a": '), 'not valid JSON'),
     'json of another':(lambda f: (f/'environment.json').write_text('[1]'), 'on which data'),
     'no digest':(lambda f: edit(f/'environment.json', data=dict(train_images=1, test_images=1)),
         'missing or invalid values: source, split, digest'),

@@ -109,7 +109,7 @@ def test_card(run, out):
     assert header['pipeline_tag']=='image-classification'
     env = r.environment
     figures = f'{r.best_accuracy:.2%}', f'{r.accuracy:.2%}', f"{env['data']['train_images']:,} training and 299 test images", env['device'], 'Seed: 1.', 'Epochs: 2.'
-    words = 'chosen by the test images', 'load_run(', 'not one of the published rows', 'fraction: 0.1'
+    words = 'selected on the test images', 'load_run(', 'not one of the published rows', 'fraction: 0.1'
     for o in figures+words: assert o in body, o
     assert not yaml.safe_load(body.split('```yaml\n')[1].split('```')[0]).keys() - {*r.config}
 
@@ -127,7 +127,7 @@ def test_card_of_the_last_epoch(run, tmp_path):
         *(','.join(o.split(',')[:i]+[a]+o.split(',')[i+1:]) for o,a in ((one, '0.75'), (two, '0.5')))])+'\n')
     for weights,said in dict(best='(epoch 1 of 2) | 75.00%', last='(epoch 2 of 2) | 50.00%').items():
         assert said in (export_run(run, tmp_path/weights, weights)/'README.md').read_text()
-    assert 'chosen by the test images' not in (export_run(run, tmp_path/'o', 'last')/'README.md').read_text()
+    assert 'selected on the test images' not in (export_run(run, tmp_path/'o', 'last')/'README.md').read_text()
 
 def test_places_stay_at_home(tmp_path):
     "A folder of images is named by its own name only"

@@ -364,6 +364,14 @@ def _splits(im, valid, fraction, holdout, rule, seed):
         if both: res[1] = res[1].subset(_part(res[1], fraction, rule, seed))
     return res,idxs,rule
 
+# %% ../../nbs/12_data.loaders.ipynb #d9c538b6
+def _with_label_noise(ds, p, seed):
+    "`ds` with a fraction `p` of its labels replaced by other classes"
+    n,g = round(p*len(ds)),torch.Generator().manual_seed(key_hash('label noise', seed))
+    y,idxs = ds.y.clone(),torch.randperm(len(ds), generator=g)[:n]
+    y[idxs] = (y[idxs] + torch.randint(1, len(ds.vocab), (n,), generator=g)) % len(ds.vocab)
+    return ImageTensors(ds.x, y, ds.vocab, ds.split_idx)
+
 # %% ../../nbs/12_data.loaders.ipynb #849d6e13
 def _dl(ds, i, bs, pad, flip, stats, seed, weights=None, drop_last=False):
     "A `TensorDL` with its own transforms and random stream"
@@ -405,13 +413,14 @@ def cifar_dls(
     rule='stratified', # selection of `fraction`: 'stratified', or the 'first' images of both splits
     drop_last=False, # drop the last training batch if it is incomplete?
     weights=None, # sampling weights, see `image_weights` (per image: one for each image of the source)
+    label_noise=0., # fraction of the training labels to replace by other classes, in [0, 1]
 )->CifarDataLoaders:
     "`DataLoaders` of a data set whose images are on the device"
     for what,v,known in (('set of validation images', valid, ['test','holdout']),
         ('rule', rule, ['stratified','first'])):
         if not isinstance(v, str) or v not in known: raise unknown(what, v, known)
-    fraction = check_range('fraction', fraction, 0, 1, above=True)
-    holdout = check_range('holdout', holdout, 0, 1, above=True, below=True)
+    fraction,holdout,label_noise = (check_range(k, v, 0, 1, above=k!='label_noise', below=k=='holdout')
+        for k,v in dict(fraction=fraction, holdout=holdout, label_noise=label_noise).items())
     bs,seed = check_range('bs', bs, 1, 10**6, whole=True),check_range('seed', seed, 0, 2**64-1, whole=True)
     val_bs = check_range('val_bs', ifnone(val_bs, bs), 1, 10**6, whole=True)
     (ds,path),device = _dataset(dataset),_device(device)
@@ -422,9 +431,10 @@ def cifar_dls(
     splits,idxs,done = _splits(im, valid, fraction, holdout, rule, seed)
     if drop_last and bs>len(splits[0]):
         raise UserError(f'bs is {bs}: with drop_last, {len(splits[0])} training images make no batch.')
+    if label_noise: splits[0] = _with_label_noise(splits[0], label_noise, seed)
     stats,weights = ds.stats or channel_stats(splits[0].x),_train_weights(weights, idxs, len(im.train_y), splits[0])
     dls = [_dl(o, i, val_bs if i else bs, pad, flip, stats, seed, weights, drop_last) for i,o in enumerate(splits)]
-    res = CifarDataLoaders(*dls, device=device)
-    res.source_digest = im.digest
-    res.split = dict(rule=done, fraction=fraction, valid=valid, holdout=holdout if valid=='holdout' else None)
+    res,noise = CifarDataLoaders(*dls, device=device),dict(label_noise=label_noise) if label_noise else {}
+    split = dict(rule=done, fraction=fraction, valid=valid, holdout=holdout if valid=='holdout' else None)
+    res.source_digest,res.split = im.digest,split | noise
     return res

@@ -117,7 +117,7 @@ def _plain(v): return [_plain(o) for o in v] if isinstance(v, (tuple, list)) and
 # %% ../../nbs/61_runs.config.ipynb #e6b38595
 _integers = dict(epochs=(1, 100_000), bs=(1, 10_000_000), seed=(0, 2**64-1), threads=(1, 1024),
     valid_every=(1, 100_000), seeds=(1, 1000), workers=(1, 256), num_it=(10, 100_000), rounds=(1, 1000))
-_reals = dict(lr=(0, 1000), wd=(0, 10), fraction=(1e-5, 1))
+_reals = dict(lr=(0, 1000), wd=(0, 10), fraction=(1e-5, 1), label_noise=(0, 1))
 limits = {k:dict(lo=lo, hi=hi, whole=d is _integers) for d in (_integers, _reals) for k,(lo,hi) in d.items()}
 
 # %% ../../nbs/61_runs.config.ipynb #64b72da6
@@ -141,7 +141,7 @@ def _check_text(name, v, default):
         raise UserError(f'{name} contains {short(bad[0])}: control characters and invalid Unicode are not allowed.')
 
 # %% ../../nbs/61_runs.config.ipynb #a61cc880
-_choices = dict(subset=('seed', 'fixed', 'first'), precision=('fp32', 'bf16', 'fp16'))
+_choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), precision=('fp32', 'bf16', 'fp16'))
 
 @dataclass
 class RunConfig:
@@ -161,6 +161,8 @@ class RunConfig:
     fraction:float=1. # fraction of the training images to train on, stratified by class
     subset:str='seed' # images of a fraction: by the run's "seed", "fixed" for all seeds, or the "first" of each split
     drop_last:bool=False # drop the last training batch if it is incomplete?
+    label_noise:float=0. # fraction of the training labels to replace by other classes
+    valid:str='test' # select and validate on the "test" images, or on a "holdout" of the training images
     valid_every:int=1 # epochs between two validations; the last epoch is always validated
     precision:str='fp32' # fp32, or mixed precision: bf16 or fp16
     compile:bool=False # compile the network? Worth it for long runs only
@@ -226,9 +228,11 @@ def override(self:RunConfig, **changes)->RunConfig: # changes: fields; None leav
 @patch(as_prop=True)
 def data(self:RunConfig)->dict:
     "The arguments of `cifar_dls` that select and batch the images"
-    seed = self.seed if self.subset=='seed' and self.fraction<1 else 42
+    drawn = self.fraction<1 or self.valid=='holdout' or self.label_noise>0
+    seed = self.seed if self.subset=='seed' and drawn else 42
     rule = 'first' if self.subset=='first' else 'stratified'
-    return dict(bs=self.bs, fraction=self.fraction, rule=rule, seed=seed, drop_last=self.drop_last)
+    return dict(bs=self.bs, fraction=self.fraction, rule=rule, seed=seed, drop_last=self.drop_last, valid=self.valid,
+        label_noise=self.label_noise)
 
 # %% ../../nbs/61_runs.config.ipynb #fc3a2c50
 def run_config(

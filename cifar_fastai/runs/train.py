@@ -13,6 +13,7 @@ __all__ = ['RunLog', 'data_digest', 'environment', 'create_call', 'create_tricks
 import hashlib, os, platform, psutil, re, signal, subprocess, time
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from fastai.vision.all import *
 import cifar_fastai
@@ -41,7 +42,9 @@ class RunLog(ManagedCallback):
         folder, # `RunFolder`
         tensorboard:bool=False, # write events for TensorBoard too?
         files:dict=None, # name -> text, written before the first batch
+        curves:bool=True, # draw `curves.png`?
     ):
+        self.curves = curves
         self.folder,self.tensorboard,self.files,self.rows = folder,tensorboard,files or {},[]
 
         self.best = None # weights that are better than those in the folder, and their epoch
@@ -49,7 +52,7 @@ class RunLog(ManagedCallback):
     def state_dict(self): return dict(rows=self.rows)
     def load_state_dict(self, sd): self.rows = sd['rows']
 
-    def before_epoch(self): self.start = time.perf_counter()
+    def before_epoch(self): self.start = time.perf_counter(),time.process_time()
     def before_train(self):
         while self.files: self.folder.write(*self.files.popitem())
 
@@ -60,8 +63,9 @@ class RunLog(ManagedCallback):
         self.rows = self.rows[:self.epoch] + [row]
         if best_row(self.rows) is row: self.best = self.epoch,_copy(self.model.state_dict())
         if self.tensorboard: _to_tensorboard(path/'tensorboard', row)
+        if self.epoch+1==self.n_epoch: self.folder.write_test(*self.learn.get_preds(dl=self.dls.loaders[-1], act=noop))
         if not self.learn._grab_cbs(Checkpoint): self.before_checkpoint()
-        if self.epoch+1==self.n_epoch: self.folder.write_curves(self.rows)
+        if self.epoch+1==self.n_epoch and self.curves: self.folder.write_curves(self.rows)
 
     def before_checkpoint(self):
         "Write what has changed: the log is never behind the checkpoint"
@@ -70,7 +74,7 @@ class RunLog(ManagedCallback):
         if self.rows: self.folder.write_log(self.rows)
 
     def after_cancel_fit(self):
-        if self.rows and self.folder.path.is_dir(): self.folder.write_curves(self.rows)
+        if self.rows and self.curves and self.folder.path.is_dir(): self.folder.write_curves(self.rows)
 
 # %% ../../nbs/65_runs.train.ipynb #70940dd4
 def _copy(sd): return {k:v.detach().clone() for k,v in sd.items()}
@@ -79,8 +83,8 @@ def _copy(sd): return {k:v.detach().clone() for k,v in sd.items()}
 def _row(self:RunLog):
     names,values = self.recorder.metric_names,self.recorder.values[-1]
     values = {names[1+c]:v for c,v in zip(values.columns, values)}
-    seconds = round(time.perf_counter()-self.start, 3)
-    return dict(epoch=self.epoch, lr=self.opt.hypers[-1]['lr']) | values | dict(seconds=seconds)
+    seconds,cpu = (round(a-b, 3) for a,b in zip((time.perf_counter(), time.process_time()), self.start))
+    return dict(epoch=self.epoch, lr=self.opt.hypers[-1]['lr']) | values | dict(seconds=seconds, cpu_seconds=cpu)
 
 # %% ../../nbs/65_runs.train.ipynb #a3837f27
 def _tensorboard_writer():
@@ -94,6 +98,7 @@ def _to_tensorboard(folder, row):
         for k,v in row.items(): w.add_scalar(k, v, row['epoch'])
 
 # %% ../../nbs/65_runs.train.ipynb #f67ec1ad
+@cache
 def _git_commit():
     "The commit of the library's source, with `+changes` if it was changed; None if it is not a checkout"
     root = Path(cifar_fastai.__file__).parent.parent
@@ -312,6 +317,7 @@ def train(
     tensorboard:bool=False, # write events for TensorBoard too?
     same_bits:bool=False, # see `deterministic`
     bar:bool=True, # show progress?
+    curves:bool=True, # draw `curves.png`?
 )->Path: # the folder of the run
     "Train a run, or resume it; a finished run is not trained again"
     _one_process()
@@ -324,7 +330,7 @@ def train(
     with folder.lock(), deterministic(same_bits), cpu_threads(cfg.threads):
         if folder.is_finished(settings, resume): return folder.path
         learn = plan.learner(path=folder.path, metrics=[accuracy, top5])
-        log = RunLog(folder, tensorboard, folder.start_files(settings, environment(learn.dls, same_bits)))
+        log = RunLog(folder, tensorboard, folder.start_files(settings, environment(learn.dls, same_bits)), curves)
         with ContextManagers([] if bar else [learn.no_bar(), learn.no_logging()]):
             if cfg.compile: print(f'The network was compiled in {compile_now(learn):.0f} s.')
             _run(plan, learn, folder, log, row)

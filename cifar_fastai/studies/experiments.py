@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.experiments.html.md"""
 
 # %% auto #0
 __all__ = ['Experiment', 'variants', 'experiments', 'experiment', 'run_name', 'run_experiment', 'select_experiments', 'Job',
-           'plan', 'image_seconds', 'estimate', 'check_jobs', 'reproduce']
+           'plan', 'count_images', 'image_seconds', 'estimate', 'check_jobs', 'reproduce']
 
 # %% ../../nbs/71_studies.experiments.ipynb #716d68f0
 import gc
@@ -191,6 +191,15 @@ def plan(
             res.append(Job(e, cfg, folder, _state(folder, cfg.epochs)))
     return res
 
+# %% ../../nbs/71_studies.experiments.ipynb #10330cb9
+def count_images(
+    dataset:str, # name of a data set, or folder or archive
+    root=None, # folder or archive of a named data set
+)->int:
+    "Number of training images"
+    from cifar_fastai.data.loaders import cifar_dls
+    return len(cifar_dls(dataset, root=root).train_ds)
+
 # %% ../../nbs/71_studies.experiments.ipynb #66e573ab
 def image_seconds(
     model:str, # name of a backbone
@@ -208,10 +217,6 @@ def image_seconds(
         times.append(time.perf_counter()-start)
     return min(times)/n
 
-def _images(dataset, root):
-    from cifar_fastai.data.loaders import cifar_dls
-    return len(cifar_dls(dataset, root=root).train_ds)
-
 def estimate(
     jobs:list, # of `Job`
     root=None, # folder or archive of a named data set
@@ -227,7 +232,7 @@ def estimate(
             RunPlan(c)
             check_memory(c, device)
         except UserError as e: return str(e)
-        if c.dataset not in sizes: sizes[c.dataset] = _images(c.dataset, root)
+        if c.dataset not in sizes: sizes[c.dataset] = count_images(c.dataset, root)
         if c.model not in times: times[c.model] = image_seconds(c.model, device)
         return 1.1*times[c.model]*sizes[c.dataset]*c.fraction*c.epochs*(2 if has_second_pass(c) else 1)
     return [seconds(j) for j in jobs]
@@ -245,7 +250,7 @@ def check_jobs(
     todo = {j.row.id:j.config for j in jobs if j.state!='finished'}.values()
     for c in todo: RunPlan(c)
     if data:
-        for o in {c.dataset for c in todo}: _images(o, root)
+        for o in {c.dataset for c in todo}: count_images(o, root)
 
 # %% ../../nbs/71_studies.experiments.ipynb #eda6dd3e
 def reproduce(

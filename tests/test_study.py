@@ -1,0 +1,247 @@
+'Studies: arms, paired seeds, statistics against scipy and simulation, controls, interruption, several processes'
+import json, math, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, pytest
+from scipy import stats
+from cifar_fastai.cli import cifar_study
+from cifar_fastai.core import UserError
+from cifar_fastai.runs.config import RunConfig
+from cifar_fastai.studies.stats import bootstrap_difference, detectable, holm, mcnemar, outperforms, paired_p
+from cifar_fastai.studies.study import create_arm, create_arms, load_study, open_study, pack_study, run_study, study, study_result
+
+base = RunConfig(model='lenet', dataset='digits', fraction=0.1, bs=32, epochs=2, valid_every=2, threads=1, lr=0.05,
+    schedule='onecycle')
+flags = '--dataset digits --model lenet --fraction 0.1 --bs 32 --epochs 2 --lr 0.05 --schedule onecycle --gpu cpu'.split()
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+
+def done(folder, arms, seeds=range(3), base=base):
+    s = open_study(folder, create_arms(arms, base), seeds)
+    run_study(s, gpu='cpu', bar=False)
+    return s
+
+# statistics
+
+def test_paired_p():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 20):
+        x,y = rng.normal(size=(2, n))
+        assert paired_p(x, y)==pytest.approx(stats.ttest_rel(x, y).pvalue)
+    assert math.isnan(paired_p([1.], [2.])) and paired_p([1., 2.], [0., 1.])==0 and paired_p([1., 2.], [1., 2.])==1
+
+def test_holm():
+    'By hand: the smallest p times the number of tests, the next times one less, never falling, at most 1'
+    assert holm([0.04, 0.01, 0.6, 0.02])==pytest.approx([0.08, 0.04, 0.6, 0.06])
+    assert holm([0.9, 0.8])==[1, 1] and holm([])==[]
+    p = holm([0.01, math.nan, 0.02])
+    assert p[0]==0.02 and math.isnan(p[1]) and p[2]==0.02
+
+@pytest.mark.parametrize('n', [3, 5, 20])
+def test_detectable(n):
+    'A simulated effect of that size is found four times in five'
+    rng,sd = np.random.default_rng(n),2.
+    d = rng.normal(detectable(sd, n), sd, size=(20_000, n))
+    assert abs((stats.ttest_1samp(d, 0, axis=1).pvalue<0.05).mean()-0.8)<0.01
+
+def test_outperforms():
+    r = outperforms([1, 2, 3, 4, 5], [0, 0, 0, 9, 5])
+    z = stats.norm.ppf(0.975)
+    centre,half = (0.75+z*z/8)/(1+z*z/4),z*math.sqrt(0.75*0.25/4+z*z/64)/(1+z*z/4)
+    assert (r.value,r.n)==(0.75,4) and r.lo==pytest.approx(centre-half) and r.hi==pytest.approx(centre+half)
+
+def test_mcnemar():
+    a,b = np.array([1]*10+[0]*3+[1]*50, bool),np.array([0]*10+[1]*3+[1]*50, bool)
+    assert mcnemar(a, b)==pytest.approx(2*sum(math.comb(13, k) for k in range(4))/2**13) and mcnemar(a, a)==1
+
+def test_bootstrap():
+    'The spread of the bootstrap is that of seeds and images together'
+    rng = np.random.default_rng(0)
+    p = np.clip(0.8+0.1*rng.normal(size=(12, 1))+0*rng.normal(size=(1, 400)), 0, 1)
+    a,b = rng.random((12, 400))<p,rng.random((12, 400))<0.8
+    r,d = bootstrap_difference(a, b),100*(a.astype(float)-b).mean(1)
+    assert r.value==pytest.approx(d.mean())
+    assert 0.8<(r.hi-r.lo)/(2*1.96*d.std()/math.sqrt(12))<1.3
+
+@pytest.mark.slow
+@pytest.mark.parametrize('n', [3, 5, 10])
+def test_coverage(n):
+    'The 95% intervals hold the truth in 94 to 96% of 10,000 simulated studies, and under no effect a verdict is wrong in at most 5.5%'
+    from cifar_fastai.studies.stats import paired
+    rng,hits,wrong = np.random.default_rng(n),0,0
+    for _ in range(10_000):
+        y = rng.normal(90, 1, n)
+        xs = y+rng.normal(0, 1.5, (4, n))
+        i = paired(list(xs[0]), list(y))
+        hits += i.lo<=0<=i.hi
+        wrong += min(holm([paired_p(x, y) for x in xs]))<0.05
+    assert 0.94<=hits/10_000<=0.96 and wrong/10_000<=0.055
+
+# arms
+
+def test_arms():
+    c = {o:create_arm(o, base).config for o in ('MixUp(0.2) SAM()', 'lr=0.2', 'sched=cosine', 'model=resnet20', 'precision=bf16',
+        'mixup=True', 'optimizer=adamw', 'weight-decay=0.001')}
+    assert c['MixUp(0.2) SAM()'].tricks==['MixUp(alpha=0.2)', 'SAM()'] and c['lr=0.2'].lr==0.2
+    assert c['sched=cosine'].schedule=='cosine' and c['model=resnet20'].model=='resnet20' and c['precision=bf16'].precision=='bf16'
+    assert c['mixup=True'].tricks==['MixUp()'] and c['optimizer=adamw'].optimizer=='adamw' and c['weight-decay=0.001'].wd==0.001
+
+@pytest.mark.parametrize('arm,says', [('SAM(rh=1)', "no parameter of SAM 'rh'"), ('lrr=1', "no setting 'lrr': did you mean 'lr'"), ('', 'empty'),
+    ('seed=3', 'sets seed'), ('tricks=SAM()', 'sets tricks'), ('lr=-1', 'lr is -1'), (3, 'is not text'), ('MixUp() CutMix()', 'MixUp'),
+    ('lr=0.05', 'the same as baseline'), ('ShakeDrop()', 'Residual'), ('model=resnet21', "no backbone 'resnet21'")])
+def test_refused_arms(arm, says):
+    with pytest.raises(UserError) as e: create_arms([arm], base)
+    assert says in str(e.value)
+
+def test_all_faults_at_once():
+    with pytest.raises(UserError) as e: study(['SAM(rh=1)', 'lr=-1', 'EMA()', 'EMA()'], dataset='digits', model='lenet', epochs=1)
+    assert all(o in str(e.value) for o in ("'rh'", 'lr is -1', 'EMA(): it is the same as EMA()')) and not Path('studies').exists()
+
+def test_pairs():
+    names = [a.name for a in create_arms(['MixUp()', 'CutMix()', 'Cutout(8)', 'lr=0.1'], base, pairs=True)]
+    assert names==['baseline', 'MixUp()', 'CutMix()', 'Cutout(8)', 'lr=0.1', 'MixUp() Cutout(8)', 'CutMix() Cutout(8)']
+
+# controls
+
+def test_control_that_changes_nothing():
+    'A trick at its neutral setting gives a difference of exactly 0, and no verdict'
+    res = study_result(done('s', ['MixUp(0.)', 'Cutout(0)']))
+    for o in res.arms:
+        assert o.difference.value==0 and o.p==1 and o.verdict=='cannot be told' and o.n==3
+    assert 'nan' not in res.table() and res.html() and res.markdown()
+
+def test_positive_control():
+    'Label noise is found harmful'
+    r, = study_result(done('s', ['label_noise=0.4'], range(8), replace(base, epochs=30, valid_every=30, fraction=0.2))).arms
+    assert r.verdict=='hurts' and r.difference.hi<0
+
+def test_paired_seeds():
+    'Arms of a seed share images, weights and order; seeds do not'
+    s = done('s', ['EMA(0.)', 'lr=0.1'], range(2))
+    env = {(a.name, k):s.run_folder(a, k).environment()['data']['digest'] for a in s.arms for k in s.seeds}
+    assert len(set(env.values()))==2 and env['baseline', 0]==env['lr=0.1', 0]!=env['baseline', 1]
+
+def test_against_a_hand_computation():
+    s = done('s', ['MixUp()', 'SAM(0.5)'])
+    res = study_result(s)
+    acc = {a.name:np.array([100*s.run_folder(a, k).test().accuracy for k in s.seeds]) for a in s.arms}
+    raw = [stats.ttest_rel(acc[k], acc['baseline']).pvalue for k in ('MixUp()', 'SAM(0.5)')]
+    adjusted = [min(1, 2*p) if p==min(raw) else max(p, min(1, 2*min(raw))) for p in raw]
+    for o,p,q in zip(res.arms, raw, adjusted):
+        d = acc[o.name]-acc['baseline']
+        half = stats.t.ppf(0.975, 2)*d.std(ddof=1)/math.sqrt(3)
+        assert o.p==pytest.approx(p) and o.adjusted==pytest.approx(q) and o.difference.value==pytest.approx(d.mean())
+        assert o.difference.hi==pytest.approx(d.mean()+half)
+
+# a study's life
+
+def test_extended():
+    'Declared verdicts stay; added seeds and arms are shown apart; nothing is run twice'
+    s = done('s', ['MixUp()'])
+    first,before = study_result(s),{o:o.stat().st_mtime_ns for o in Path('s').rglob('log.csv')}
+    more = done('s', ['MixUp()', 'EMA(0.9)'], range(5))
+    res = study_result(more)
+    assert all(o.stat().st_mtime_ns==t for o,t in before.items())
+    assert res.arms==first.arms and [o.name for o in res.added]==['EMA(0.9)'] and res.more_seeds[0].n==5
+    assert 'seeds were added later' in ' '.join(res.notes()) and first.table()==res.table()
+
+def test_another_protocol():
+    done('s', ['MixUp()'], range(1))
+    with pytest.raises(UserError, match='another study .*lr 0.05 there and 0.2 here'): open_study('s', create_arms(['MixUp()'],
+        replace(base, lr=0.2)), range(1))
+
+def test_incomplete():
+    s = done('s', ['MixUp()'])
+    for o in ('test', 'last', 'best'): (s.run_folder(s.arms[1], 1).path/f'{o}.safetensors').unlink()
+    r, = study_result(s).arms
+    assert r.verdict=='incomplete (2 of 3)' and r.n==2
+    r, = study_result(done('t', ['MixUp()'], range(2))).arms
+    assert r.verdict=='no verdict (under 3 pairs)'
+
+def test_failed_run(capsys):
+    'A run that diverges is reported, and the others go on'
+    s = done('s', ['lr=1000.', 'MixUp()'])
+    res = study_result(s)
+    assert 'failed' in capsys.readouterr().out and res.arms[0].missing and res.arms[1].n==3
+
+def results(s): return {(a.name, k):(s.run_folder(a, k).path/'test.safetensors').read_bytes() for a in s.arms for k in s.seeds}
+
+def test_interrupted(tmp_path):
+    'Killed and started again, by two processes, it has bitwise the runs of an uninterrupted one'
+    slow = replace(base, epochs=40, valid_every=40)
+    whole = done('whole', ['MixUp()'], range(2), slow)
+    s = open_study('s', create_arms(['MixUp()'], slow), range(2))
+    code = "from cifar_fastai.studies.study import *; train_jobs(read_study('s'), gpu='cpu')"
+    p = subprocess.Popen([sys.executable, '-c', code])
+    while not s.done(): time.sleep(0.02)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert s.done()<4
+    run_study(s, gpu='cpu', workers=2, bar=False)
+    assert results(s)==results(whole)
+
+def test_packed():
+    s = done('s', ['MixUp()'])
+    pack_study(s, 'p.safetensors')
+    a,b = load_study('s'),load_study('p.safetensors')
+    assert a.table()==b.table() and a.arms==b.arms and a.notes()==b.notes() and a.run_frame.equals(b.run_frame)
+    assert Path('p.safetensors').stat().st_size<30_000
+
+@pytest.mark.parametrize('damage', [lambda d: d.pop('arms'), lambda d: d.update(arms=['MixUp(']), lambda d: d.update(seeds='x'),
+    lambda d: d.update(protocol=dict(model='nope')), lambda d: d.update(declared={}), lambda d: d['declared'].update(arms=['EMA()'])])
+def test_damaged_study(damage):
+    s = open_study('s', create_arms(['MixUp()'], base), range(1))
+    d = json.loads((s.folder/'study.json').read_text())
+    damage(d)
+    (s.folder/'study.json').write_text(json.dumps(d))
+    with pytest.raises(UserError, match='is not a valid study'): load_study('s')
+
+@pytest.mark.parametrize('damage', [lambda b: b[:-3], lambda b: b'', lambda b: b[:40]+b'x'*40+b[80:]])
+def test_damaged_results(damage):
+    s = done('s', ['MixUp()'], range(1))
+    path = s.run_folder(s.arms[0], 0).path/'test.safetensors'
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match='test.safetensors is not a valid file'): study_result(s)
+
+def test_test_results_are_those_of_the_network():
+    'The stored bits and log likelihoods are those of the last weights on the test images'
+    from cifar_fastai.runs.export import load_run
+    s = done('s', ['MixUp()'], range(1))
+    f = s.run_folder(s.arms[0], 0)
+    learn = load_run(f.path, weights='last')
+    with learn.no_bar(): preds,y = learn.get_preds()
+    t = f.test()
+    assert np.array_equal(t.correct, (preds.argmax(1)==y).numpy())
+    assert np.allclose(t.log_likelihood, preds[range(len(y)), y].log().numpy(), atol=2e-3)
+
+def test_holdout():
+    'Validated on a holdout of the training images; the test images are looked at once, at the end'
+    s = done('s', ['MixUp()'], range(1), replace(base, valid='holdout', fraction=1.))
+    f = s.run_folder(s.arms[0], 0)
+    assert len(f.test().correct)==299 and f.environment()['data']['test_images']==150
+
+# the command
+
+def test_command(capsys):
+    cifar_study(argv=['MixUp(0.2)', 'label_noise=0.5', *flags, '--seeds', '3', '--name', 'a'])
+    out = capsys.readouterr().out
+    assert 'digits, 149 training and 299 test images · lenet, 2 epochs · 3 paired seeds' in out and '█' not in out
+    assert all(o in out for o in ('baseline', 'MixUp(0.2)', 'label_noise=0.5', 'p, Holm', 'add seeds with --seeds 6'))
+    assert {o.name for o in Path('studies/a').iterdir()}=={'study.json', 'runs', 'report.md', 'report.html', 'forest.png',
+        'study.csv', 'runs.csv'}
+    page = Path('studies/a/report.html').read_text()
+    assert '<script' not in page and '<svg' in page and 'http' not in page.replace('http://www.w3.org', '')
+
+def test_dry_run(capsys):
+    cifar_study(argv=['MixUp()', *flags, '--seeds', '20', '--dry-run'])
+    out = capsys.readouterr().out
+    assert '40 of 40 runs are missing' in out and '0.66 standard deviations' in out and not Path('studies').exists()
+
+def test_command_refuses(capsys):
+    for argv,says in ((['MixUp(', *flags], 'must be written as calls'), (flags, 'needs an arm'),
+        (['MixUp()', *flags, '--seeds', '0'], 'seeds is 0')):
+        with pytest.raises(SystemExit) as e: cifar_study(argv=argv)
+        err = capsys.readouterr().err
+        assert e.value.code==2 and says in err and err.count('\n')==1
+    assert not Path('studies').exists()
