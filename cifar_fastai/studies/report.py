@@ -135,8 +135,11 @@ def _code_words(version, commit):
 def run_caption(runs:list)->str: # runs: of `Run`
     "Data, size, device, seeds, epochs and code of `runs`"
     def each(f): return _words(sorted(map(f, runs)))
+    seeds = sorted({r.seed for r in runs})
+    in_order = len(seeds)>3 and seeds[-1]-seeds[0]==len(seeds)-1
+    seeds = f'{seeds[0]} to {seeds[-1]}' if in_order else _words(seeds)
     return (f"Data: {each(_data_words)}. Device: {each(lambda r: r.environment['device'])}. Seed: "
-        f"{each(lambda r: r.seed)}. Epochs: {each(lambda r: r.epochs)}. "
+        f"{seeds}. Epochs: {each(lambda r: r.epochs)}. "
         f"Code: {each(lambda r: _code_words(*_code(r)))}.")
 
 # %% ../../nbs/74_studies.report.ipynb #691066ed
