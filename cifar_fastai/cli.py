@@ -324,6 +324,7 @@ def cifar_study(
     name:str=None, # name of the study (default: data, network and a digest of the settings)
     studies:str='studies', # folder of all studies
     pairs:bool=False, # add all compatible pairs of arms?
+    equal_time:bool=False, # add a baseline of twice the epochs, if an arm takes two passes per step?
     row:str=None, # published experiment that is the baseline, such as 3.9/ss64_orgin
     root:str=None, # folder or archive of a named data set
     gpu:str=None, # number of a GPU, or cpu (default: one process per GPU)
@@ -333,7 +334,8 @@ def cifar_study(
     "Compare tricks or settings with a baseline over paired seeds: does this trick help?"
     from cifar_fastai.studies import study
     cfg = study.study_config(cfg, gpu)
-    found,folder = study.create_arms(arms, cfg, pairs, root=root),Path(studies)/(name or study.study_name(cfg))
+    found = study.create_arms(arms, cfg, pairs, equal_time, root=root)
+    folder = Path(studies)/(name or study.study_name(cfg))
     s = study.open_study(folder, found, range(first_seed, first_seed+seeds), write=not dry_run)
     if dry_run: return print(study.study_plan(s, gpu, root))
     study.run_study(s, root, gpu, workers, bar=sys.stdout.isatty())

@@ -6,10 +6,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'short', 'show_path', 'unknown', 'check_range', 'check_bool', 'Registry', 'package_file',
-           'package_rows']
+           'package_rows', 'import_object']
 
 # %% ../nbs/00_core.ipynb #9e9c38ef
-import csv, math, os, pkgutil
+import csv, math, os, pkgutil, sys
 from difflib import get_close_matches
 from importlib import import_module
 from numbers import Integral, Real
@@ -167,3 +167,20 @@ def package_rows(
 )->list: # of dicts, one a row
     "The rows of a table that comes with the package"
     with open(package_file(name), newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
+
+# %% ../nbs/00_core.ipynb #3ece8407
+def import_object(
+    path:str, # `module:name`
+    kind:str, # kind of object, for error messages
+):
+    "Import the object called `module:name`"
+    module,_,name = path.partition(':')
+    sys.path.insert(0, os.getcwd())
+    try: m = import_module(module)
+    except Exception as e:
+        why = f'{type(e).__name__}: {short(str(e))}'
+        raise UserError(f'The {kind} {short(path)} cannot be imported ({why}): it must be module:name, with a module '
+            'in this folder or in an installed package.') from e
+    finally: sys.path.remove(os.getcwd())
+    if not hasattr(m, name): raise unknown(f'{kind} in {module}', name, [o for o in vars(m) if o[0]!='_'])
+    return getattr(m, name)

@@ -298,7 +298,7 @@ def test_batch_sizes_of_loaders(ds, bs):
         with refused('bs is'): TensorDL(ds, batch_size=bs)
 
 def test_nothing_to_predict():
-    with refused('no images'): digits().test_dl([])
+    with refused('test_items is empty'): digits().test_dl([])
 
 @pytest.mark.parametrize('kind', ['fifo','dangling','folder'])
 @pytest.mark.parametrize('part', ['','.part'])

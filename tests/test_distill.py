@@ -112,7 +112,7 @@ def test_refused_files(tmp_path):
     save_tree(tmp_path/'tree', dict(a=1))
     save_tree(tmp_path/'list', [1])
     files = dict(folder='is a folder', text='is not a file of weights', empty='is not a file of weights',
-        tree='holds no weights', list='is not a checkpoint')
+        tree='contains no network weights', list='is not a checkpoint')
     if hasattr(os, 'mkfifo'):
         os.mkfifo(tmp_path/'pipe')
         files['pipe'] = 'There is no file'

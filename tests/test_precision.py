@@ -17,7 +17,7 @@ def test_float32_outside_autocast(name):
     for k,v in state(learn).items():
         if v.is_floating_point(): assert v.dtype==torch.float32 and v.isfinite().all(), k
     assert all(o.dtype==torch.float32 and o.isfinite() for o in learn.recorder.losses)
-    assert learn.recorder.history.notna().all(None)
+    assert learn.recorder.history.notna().all(axis=None)
 
 @pytest.mark.parametrize('name', [None, *alone])
 def test_resumes_bitwise(name, tmp_path):

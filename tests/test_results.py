@@ -128,7 +128,7 @@ broken = {
     'a list':(lambda f: (f/'config.yaml').write_text('- 1\n'), 'has no settings'),
     'empty':(lambda f: (f/'config.yaml').write_text(''), 'is empty'),
     'no config':(lambda f: (f/'config.yaml').unlink(), 'config.yaml is missing'),
-    'not text':(lambda f: (f/'config.yaml').write_bytes(b'\xff\xfe\x00'), 'not text'),
+    'not text':(lambda f: (f/'config.yaml').write_bytes(b'\xff\xfe\x00'), 'not UTF-8 text'),
     'not json':(lambda f: (f/'environment.json').write_text('{"a": '), 'not valid JSON'),
     'json of another':(lambda f: (f/'environment.json').write_text('[1]'), 'on which data'),
     'no digest':(lambda f: edit(f/'environment.json', data=dict(train_images=1, test_images=1)),
@@ -456,13 +456,13 @@ def test_compare_bit_for_bit(tmp_path):
     assert read_run(b).seconds!=read_run(a).seconds
     c = compare_runs(a, b)
     assert c.first_difference is None and not c.settings and not c.environment
-    assert 'same bit for bit in the 2 epochs' in str(c) and 'The same settings.' in str(c)
+    assert 'bitwise identical in the 2 common epochs' in str(c) and 'Identical settings.' in str(c)
     assert compare_runs(a, d).first_difference==(1,'train_loss')
 
 def test_compare_unfinished(tmp_path):
     a,b = write_run(tmp_path, base, 1, epochs=3),write_run(tmp_path, base, 2, epochs=3, n_log=0)
     c = compare_runs(a, b)
-    assert 'no epoch that both have' in str(c) and '0 of 3' in str(c)
+    assert 'no common epoch' in str(c) and '0 of 3' in str(c)
     c.plot()
     with pytest.raises(UserError, match='no folder'): compare_runs(a, tmp_path/'none')
 

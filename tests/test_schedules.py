@@ -118,7 +118,7 @@ def test_refused_words():
         lambda: policy_values('cosine', 2, gamma=0.1)):
         with pytest.raises(UserError, match="There is no setting of cosine 'gamma': there is lr_min."): f()
     with pytest.raises(UserError, match='shape is 3: it must be a dict'): learn.fit_policy('cosine', 2, shape=3)
-    with pytest.raises(UserError, match="lr has 3 values, and the number of layer groups is 2"):
+    with pytest.raises(UserError, match="lr has 3 values for 2 layer groups"):
         synth_learner(splitter=lambda m: [[m.a], [m.b]]).fit_cosine(2, [1e-3]*3)
 
 def test_accepted():
@@ -173,8 +173,8 @@ def test_published_lengths(policy, n_epoch):
 def test_only_zero():
     'A fit whose every batch has rate 0 is refused'
     for f in (lambda l: l.fit_triangular(1, 0.1, by='epoch'), lambda l: l.fit_warmcosine(1, 0.1, start=0, by='epoch')):
-        with pytest.raises(UserError, match='at rate 0'): f(synth_learner(n_trn=3))
-    with pytest.raises(UserError, match='at rate 0'): synth_learner(n_trn=1).fit_triangular(1, 0.1)
+        with pytest.raises(UserError, match='learning rate of 0'): f(synth_learner(n_trn=3))
+    with pytest.raises(UserError, match='learning rate of 0'): synth_learner(n_trn=1).fit_triangular(1, 0.1)
 
 def test_restarts_end():
     'However many cosines, a value takes no time, and values are those of restart after restart'

@@ -117,7 +117,7 @@ def test_card_of_a_row(tmp_path):
     "A shortened row is said to be none"
     f = small(tmp_path, row='3.3/lenet')
     text = (export_run(f, tmp_path/'o')/'README.md').read_text()
-    assert 'derived from the published row 3.3/lenet, and is not that row: shortened:' in text and 'epochs 2 for 200' in text
+    assert 'derived from the published row 3.3/lenet and differs from it: shortened:' in text and 'epochs 2 for 200' in text
 
 def test_card_of_the_last_epoch(run, tmp_path):
     "Each set of weights has its own figure"
@@ -152,7 +152,7 @@ def test_other_data(run, tmp_path):
     env['data']['source'] = '0'*16
     (run/'environment.json').write_text(json.dumps(env))
     for f in (lambda: export_run(run, tmp_path/'o'), lambda: load_run(run)):
-        refused(f, 'not those that', 'give the root')
+        refused(f, 'are not those of', 'set root')
     assert not (tmp_path/'o').exists()
 
 def test_weights_that_are_not_there(run, tmp_path):

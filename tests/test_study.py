@@ -113,7 +113,7 @@ def test_control_that_changes_nothing():
 
 def test_positive_control():
     'Label noise is found harmful'
-    r, = study_result(done('s', ['label_noise=0.4'], range(8), replace(base, epochs=30, valid_every=30, fraction=0.2))).arms
+    r, = study_result(done('s', ['label_noise=0.8'], range(6), replace(base, epochs=15, valid_every=15, fraction=0.2))).arms
     assert r.verdict=='hurts' and r.difference.hi<0
 
 def test_paired_seeds():
@@ -245,3 +245,42 @@ def test_command_refuses(capsys):
         err = capsys.readouterr().err
         assert e.value.code==2 and says in err and err.count('\n')==1
     assert not Path('studies').exists()
+
+# objects of the user
+
+own = '''from fastai.callback.core import Callback
+from torch import nn
+class Double(Callback):
+    order = 11
+    def __init__(self, by=2.): self.by = by
+    def after_loss(self):
+        if self.training: self.learn.loss_grad = self.loss_grad*self.by
+class NoCallback: pass
+class Broken(Callback):
+    def __init__(self): raise KeyError('x')
+def net(n_out): return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, n_out))
+def number(n_out): return n_out
+'''
+
+def test_own_callback_and_network(tmp_path):
+    'A callback of the user at its neutral setting gives 0; one that doubles the gradient does what twice the learning rate does'
+    Path('mine.py').write_text(own)
+    plain = replace(base, optimizer='sgd(momentum=0.0)', wd=0., model='mine:net')
+    s = done('s', ['mine:Double(1.)', 'mine:Double(by=2.)', 'lr=0.1'], range(2), plain)
+    run = {a.name:s.run_folder(a, 0).read() for a in s.arms}
+    assert run['baseline'].log[-1]['valid_loss']==run['mine:Double(1.)'].log[-1]['valid_loss']
+    a,b = (run[k].log[-1]['valid_loss'] for k in ('mine:Double(by=2.)', 'lr=0.1'))
+    assert a==pytest.approx(b, rel=1e-4) and a!=run['baseline'].log[-1]['valid_loss']
+
+@pytest.mark.parametrize('arm,says', [('mine:Nothing()', "no callback in mine 'Nothing'"), ('mine:NoCallback()', 'must be a callback'),
+    ('mine:Broken()', "cannot be created (KeyError: \"'x'\")"), ('nomodule:A()', 'cannot be imported'), ('mine:Double(1, 2, 3)', 'cannot be created'),
+    ('model=mine:number', 'must return a module'), ('model=mine:nope', "no network in mine 'nope'")])
+def test_own_objects_refused(arm, says):
+    Path('mine.py').write_text(own)
+    sys.modules.pop('mine', None)
+    with pytest.raises(UserError) as e: create_arms([arm], base)
+    assert says in str(e.value)
+
+def test_equal_time():
+    assert [a.name for a in create_arms(['SAM()'], base, equal_time=True)]==['baseline', 'SAM()', 'epochs=4']
+    assert [a.name for a in create_arms(['MixUp()'], base, equal_time=True)]==['baseline', 'MixUp()']

@@ -33,6 +33,15 @@ def _text(v):
     if isinstance(v, Call): return str(v)
     return '('+''.join(f'{_text(o)}, ' for o in v)[:-2]+','*(len(v)==1)+')' if isinstance(v, (tuple, list)) else repr(v)
 
+# %% ../../nbs/61_runs.config.ipynb #7f5c7a95
+_own = re.compile(r"""("[^"]*"|'[^']*')|([A-Za-z_][\w.]*):(?=[A-Za-z_])""")
+
+def _encoded(s):
+    "`s` with each `module:Name` outside of quotes written as an identifier"
+    return _own.sub(lambda m: m[1] or m[2].replace('.', '__dot__')+'__colon__', s)
+
+def _decoded(name): return name.replace('__colon__', ':').replace('__dot__', '.')
+
 # %% ../../nbs/61_runs.config.ipynb #85495f5c
 def _with_commas(s):
     "`s` with a comma before each call that only a space separates from the one before it"
@@ -48,12 +57,12 @@ def _literal(o): return _as_call(o) if isinstance(o, ast.Call) else ast.literal_
 
 def _as_call(o):
     "The `Call` of a syntax tree"
-    if isinstance(o, ast.Name): return Call(o.id, [], {})
+    if isinstance(o, ast.Name): return Call(_decoded(o.id), [], {})
     names = [k.arg for k in getattr(o, 'keywords', ())]
     valid = isinstance(o, ast.Call) and isinstance(o.func,
         ast.Name) and None not in names and len(set(names))==len(names)
     if not valid: raise SyntaxError
-    return Call(o.func.id, [_literal(a) for a in o.args], {k.arg:_literal(k.value) for k in o.keywords})
+    return Call(_decoded(o.func.id), [_literal(a) for a in o.args], {k.arg:_literal(k.value) for k in o.keywords})
 
 # %% ../../nbs/61_runs.config.ipynb #4085172b
 def parse_calls(
@@ -63,7 +72,7 @@ def parse_calls(
     "Parse calls separated by commas or spaces"
     try:
         if len(s)>2000: raise SyntaxError
-        calls = ast.parse(f'[{_with_commas(s)}]', mode='eval').body
+        calls = ast.parse(f'[{_with_commas(_encoded(s))}]', mode='eval').body
         if not isinstance(calls, ast.List): raise SyntaxError
         return [_as_call(o) for o in calls.elts]
     except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
@@ -97,6 +106,7 @@ def resolve_call(
 )->Call: # with every argument by name, without those that have their default
     "Check the name and the arguments of a call"
     table = registry_table()[kind]
+    if kind=='trick' and ':' in call.name: return call # of the user
     if call.name not in table: raise unknown(kind, call.name, table)
     params = table[call.name]['params']
     names = [k for k in params if k!='*']
@@ -176,7 +186,8 @@ class RunConfig:
         for k in ('optimizer', 'schedule', 'loss'): setattr(self, k, _one_call(k, getattr(self, k)))
         for kind,k in (('backbone', 'model'), ('init', 'init')):
             name,table = getattr(self, k),registry_table()[kind]
-            if name is not None and name not in table and not name.startswith('timm:'): raise unknown(kind, name, table)
+            known = name is None or name in table or k=='model' and ':' in name # of timm, or of the user
+            if not known: raise unknown(kind, name, table)
         if self.lr is None: self.lr = 0.1 if self.call('optimizer').name in ('sgd', 'nesterov', 'lars') else 1e-3
 
 # %% ../../nbs/61_runs.config.ipynb #7f8807d3

@@ -132,8 +132,18 @@ def environment(
         started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), data=data)
 
 # %% ../../nbs/65_runs.train.ipynb #a219ee4c
+def _own_callback(call):
+    "The callback of a `Call` of the user"
+    cls = import_object(call.name, 'callback')
+    try: cb = cls(*[create_call(o) if isinstance(o, Call) else o for o in call.args], **call.kwargs)
+    except UserError: raise
+    except Exception as e: raise UserError(f'{call} cannot be created ({type(e).__name__}: {short(str(e))}).') from e
+    if isinstance(cb, Callback): return cb
+    raise UserError(f'{call.name} is a {type(cb).__name__}: it must be a callback of fastai.')
+
 def create_call(call:Call):
     "The trick or loss of a `Call`"
+    if ':' in call.name: return _own_callback(call)
     if call.name in ('OneOf', 'Chain'): cls = dict(OneOf=OneOf, Chain=Chain)[call.name]
     else: cls = losses[call.name] if call.name in losses else tricks[call.name]
     args = [create_call(o) if isinstance(o, Call) else o for o in call.args]

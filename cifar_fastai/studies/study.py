@@ -72,6 +72,10 @@ def _pairs(arms, base):
         if _fault(arm) is None: res.append(arm)
     return res
 
+def _two_passes(arms):
+    from cifar_fastai.runs.train import has_second_pass
+    return any(has_second_pass(a.config) for a in arms)
+
 def _fault(arm, **kwargs):
     "The error of an arm that cannot be trained; None if there is none"
     from cifar_fastai.runs.train import RunPlan
@@ -83,6 +87,7 @@ def create_arms(
     texts, # see `create_arm`
     base:RunConfig, # the baseline
     pairs:bool=False, # add all compatible pairs?
+    equal_time:bool=False, # add a baseline of twice the epochs, if an arm takes two passes per step?
     **kwargs # `root` and `device`, for `RunPlan`
 )->list: # of `Arm`; the baseline first
     "Parse and validate the baseline and the arms"
@@ -91,6 +96,7 @@ def create_arms(
         try: arms.append(create_arm(o, base))
         except UserError as e: faults.append(f'{o}: {e}')
     if pairs: arms += _pairs(arms[1:], base)
+    if equal_time and not faults and _two_passes(arms): arms.append(create_arm(f'epochs={2*base.epochs}', base))
     for a in arms:
         same = seen.get(repr(a.config)) or seen.get(a.folder)
         if same: faults.append(f'{a.name}: it is the same as {same}')
@@ -574,6 +580,7 @@ def study(
     name:str=None, # of the study; default: data, network and a digest of the protocol
     studies='studies', # folder of all studies
     pairs:bool=False, # add all compatible pairs of arms?
+    equal_time:bool=False, # add a baseline of twice the epochs, if an arm takes two passes per step?
     root=None, # folder or archive of a named data set
     gpu:str=None, # number of a GPU, or cpu
     workers:int=None, # processes; default: one per GPU, or one
@@ -585,7 +592,7 @@ def study(
     arms = [arms] if isinstance(arms, str) else arms
     check_setting('seeds', seeds, 1)
     first_seed = check_range('first_seed', first_seed, 0, 2**31, whole=True)
-    found = create_arms(arms, cfg, pairs, root=root)
+    found = create_arms(arms, cfg, pairs, equal_time, root=root)
     s = open_study(Path(studies)/(name or study_name(cfg)), found, range(first_seed, first_seed+seeds))
     run_study(s, root, gpu, workers, bar)
     res = study_result(s)

@@ -87,7 +87,17 @@ def find_model(name:str)->Backbone:
     if not isinstance(name, str):
         raise UserError(f"The backbone is {short(name)}: it must be a name, such as 'resnet20'.")
     if name.startswith('timm:'): return _find_timm(name)
+    if ':' in name: return Backbone(name, 'own', _own_network, dict(path=name))
     return backbones[name]
+
+def _own_network(n_out, in_chans, path, **kwargs):
+    "The network that the function or class `module:name` of the user returns for `n_out` classes"
+    f = import_object(path, 'network')
+    try: model = f(n_out=n_out, **kwargs)
+    except Exception as e:
+        raise UserError(f'{path} cannot be created for n_out={n_out} ({type(e).__name__}: {short(str(e))}).') from e
+    if isinstance(model, nn.Module): return model
+    raise UserError(f'{path} returns a {type(model).__name__}: it must return a module.')
 
 def _find_timm(name):
     try: import timm
