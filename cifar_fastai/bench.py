@@ -32,7 +32,7 @@ from .learner import *
 
 # %% ../nbs/80_bench.ipynb #27b8e94a
 def _seconds(f):
-    "Wall time of `f`, including the work of the device"
+    "Wall time of `f`, with device synchronisation"
     if torch.cuda.is_available(): torch.cuda.synchronize()
     start = time.perf_counter()
     f()
@@ -43,7 +43,7 @@ def time_interleaved(
     fs:dict, # name -> function of no arguments
     base:str, # name of the baseline
     n:int=5, # rounds, after one warmup round
-)->dict: # name -> median seconds; median, lowest and highest ratio to the preceding run of `base`
+)->dict: # name -> median seconds; median, minimum and maximum ratio to the preceding run of `base`
     "Time each function alternately with `base`, so that other load affects both"
     n = check_range('n', n, 1, 1000, whole=True)
     if not isinstance(base, str) or base not in fs: raise unknown('benchmark', base, fs)
@@ -76,7 +76,7 @@ def bare_loop(
 def epoch_cost(
     arch:str='resnet20', # name of a backbone
     dls=None, # `DataLoaders`; default: the digits
-    tricks:dict=None, # name -> list of callbacks to time; those that refuse the backbone are skipped
+    tricks:dict=None, # name -> list of callbacks to time; those incompatible with the backbone are skipped
     n:int=5, # rounds
     base:str='bare', # baseline: the 'bare' loop, or a plain 'Learner'
 )->dict:
@@ -105,7 +105,7 @@ class NoValidation(Callback):
 def all_tricks(
     teacher=None, # a module, for the tricks that need one
 )->dict: # name -> list of one callback
-    "Every trick, except those that need a teacher if there is none"
+    "All tricks, without those that need a teacher if none is given"
     def made(cls):
         try: return [cls()]
         except TypeError: return [cls(teacher)] if teacher else None
@@ -126,7 +126,7 @@ def _torchvision(ds, bs):
 
 # %% ../nbs/80_bench.ipynb #2e74b173
 def _ours(dl):
-    "Crop, flip and normalise over all images of `dl`, with AutoAugment before it, and AutoAugment alone"
+    "The same pipelines over all images of `dl`"
     t = AutoAugment()
     t.learn = SimpleNamespace(dl=dl, epoch=0)
     def plain():
@@ -139,7 +139,7 @@ def _ours(dl):
 
 # %% ../nbs/80_bench.ipynb #2fa080fc
 def data_cost(
-    dls, # `DataLoaders` of this library, of colour images
+    dls, # `DataLoaders` of this library, with colour images
     n:int=5, # rounds
 )->dict:
     "Time the augmentation of an epoch relative to torchvision's pipeline on PIL images, on one thread"
@@ -160,5 +160,5 @@ def save_bench(
     data:str, # description of the data
     **figures # name -> result of a benchmark
 ):
-    "Write results with their environment"
+    "Write results and their environment to a JSON file"
     with atomic_write(path, 'w') as f: f.write(json.dumps(dict(machine=machine(), data=data, **figures), indent=1)+'\n')

@@ -6,7 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
 # %% auto #0
 __all__ = ['Flag', 'true_or_false', 'flags_of', 'resolve_config', 'command', 'cifar_train', 'cifar_lr_find', 'cifar_reproduce',
-           'cifar_study', 'cifar_report', 'cifar_compare', 'cifar_export', 'cifar_zoo', 'cifar_tricks', 'cifar_bench']
+           'cifar_study', 'cifar_report', 'cifar_compare', 'cifar_evaluate', 'cifar_export', 'cifar_zoo',
+           'cifar_tricks', 'cifar_bench']
 
 # %% ../nbs/90_cli.ipynb #3618d226
 import argparse, inspect, os, re, sys, warnings
@@ -196,7 +197,9 @@ def _call(func, flags, given):
     "Call a command with what was given"
     for f in flags:
         if f.name in given: _check_value(f, given[f.name])
-    args = [given.pop(f.name, f.default) for f in flags if f.positional]
+    args = []
+    for f in flags:
+        if f.positional: args += given.pop(f.name, f.default) if f.type is list else [given.pop(f.name, f.default)]
     return func(*args, **given)
 
 # %% ../nbs/90_cli.ipynb #1ed68b8f
@@ -377,6 +380,22 @@ def cifar_compare(
     if out is None: return
     with atomic_write(out) as f: c.plot().savefig(f, format='png', dpi=100)
     print(f'\nboth are drawn in {out}')
+
+# %% ../nbs/90_cli.ipynb #5a70a7a4
+@command
+def cifar_evaluate(
+    *runs:list, # folders of runs, such as exps/a/666; several are also evaluated as an ensemble
+    tta:str='none', # test-time augmentation: none, flip, or shift
+    robustness:bool=False, # accuracy under corruptions too?
+    weights:str='last', # of the last epoch, or the best
+    root:str=None, # folder or archive of a named data set
+    out:str=None, # folder for evaluation.json, confusion.csv and evaluation.png
+):
+    "Evaluate runs on their test images: accuracy, calibration, robustness"
+    from cifar_fastai.studies.evaluate import evaluate
+    e = evaluate(runs, tta, robustness, weights, root)
+    print(e)
+    if out: print(f"{', '.join(map(str, e.save(out)))}")
 
 # %% ../nbs/90_cli.ipynb #c78744d0
 @command

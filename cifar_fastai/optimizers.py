@@ -22,9 +22,9 @@ _highest = dict(lr=1e30, weight_decay=1e6, eps=1e6, final_lr=1e6, gamma=1e6, tru
 
 def _checked(
     key:str, # torch's name of a hyperparameter
-    v, # its value
-    name=None, # for the message; default `key`
-): # `v`, as a Python number where it has bounds
+    v, # value
+    name=None, # name in the error message; default `key`
+): # `v`, as a Python number if it has bounds
     "Validate the value of a hyperparameter"
     hi = _highest.get(key)
     return v if hi is None else check_range(name or key, v, 0, hi, below=hi==1)
@@ -39,19 +39,20 @@ def _checked_all(**hypers):
 # %% ../nbs/41_optimizers.ipynb #d2703e6b
 def check_lr(
     lr, # a number, a slice, or one number per layer group
-    name:str='lr', # for the message
-    n:int=None, # layer groups, of an optimizer
-): # the same, with Python numbers
+    name:str='lr', # name in the error message
+    n:int=None, # number of layer groups
+): # `lr`, as Python numbers
     "Validate a learning rate"
     check = partial(_checked, 'lr', name=name)
     if is_listy(lr) or getattr(lr, 'ndim', 0)==1:
         if isinstance(lr, slice):
-            if lr.stop is None: raise UserError(f'{name} is {short(lr)}: a slice needs an end, as slice(1e-4, 1e-2).')
+            if lr.stop is None:
+                raise UserError(f'{name} is {short(lr)}: a slice needs a stop value, as in slice(1e-4, 1e-2).')
             return slice(None if lr.start is None else check(lr.start), check(lr.stop))
         res = [check(o) for o in lr]
         if n and len(res) not in (1, n):
-            raise UserError(f'{name} has {len(res)} values, and the number of layer groups is '
-                f'{n}: give one value, or one for each.')
+            raise UserError(f'{name} has {len(res)} values for {n} layer groups: '
+                'there must be one value, or one per layer group.')
         return res
     return check(lr)
 
@@ -61,7 +62,7 @@ def _item(g, key):
     return g[name][int(i)] if i else g[name]
 
 class _Hypers(MutableMapping):
-    "The hyperparameters of a layer group, under fastai's names or torch's; a write goes to its parameter groups"
+    "Writable view of the hyperparameters of a layer group, by fastai's or torch's names"
     def __init__(self, opt, groups): self.opt,self.groups = opt,groups
 
     def _key(self, k):
@@ -90,7 +91,7 @@ class _Hypers(MutableMapping):
 
 # %% ../nbs/41_optimizers.ipynb #0d6ea5c3
 def _parts(g, ids, scale):
-    "Parameter group `g`, and apart from it those of its parameters that are in `ids`"
+    "Split parameter group `g` into its parameters in `ids` and the others"
     ins,outs = ([p for p in g['params'] if (id(p) in ids)==o] for o in (True, False))
     if not ins: return [g]
     old = g.get('scale', {})
@@ -101,7 +102,7 @@ def _parts(g, ids, scale):
 
 # %% ../nbs/41_optimizers.ipynb #a95b04ce
 class GroupedOptim(OptimWrapper):
-    "`OptimWrapper` with `hypers` that can be written, and layer groups that can have parts"
+    "`OptimWrapper` with writable `hypers`, and layer groups that can have parts"
     managed = True # see `loop`
     @delegates(OptimWrapper.__init__)
     def __init__(self,
@@ -134,10 +135,10 @@ class GroupedOptim(OptimWrapper):
 # %% ../nbs/41_optimizers.ipynb #26d9b40f
 @patch
 def split(self:GroupedOptim,
-    params, # tensors; in whichever layer group they are, they stay there
-    **scale # factors on hyperparameters, by fastai's names, as wd=0.
+    params, # parameters; each stays in its layer group
+    **scale # factors of hyperparameters, by fastai's names, such as wd=0.
 ):
-    "Make `params` parts of their own, whose hyperparameters are `scale` times those of their layer group"
+    "Split off `params` as parts, with the hyperparameters of their layer group times `scale`"
     scale = {self.hypers[0]._key(k):check_range(k, f, 0, 1e6) for k,f in scale.items()}
     ids = {id(p) for p in params}
     layers = [[part for g in gs for part in _parts(g, ids, scale)] for gs in self.layers]
@@ -155,7 +156,7 @@ def set_hyper(self:GroupedOptim,
 
 @patch
 def set_hypers(self:GroupedOptim, **kwargs):
-    "Set several, as at the start of a fit"
+    "Set several hyperparameters, as at the start of a fit"
     super(GroupedOptim, self).set_hypers(**kwargs)
     if 'lr' in kwargs and 'base_lr' in self.fwd_map:
         for h in self.hypers: h['base_lr'] = h['lr']
@@ -164,7 +165,7 @@ def set_hypers(self:GroupedOptim, **kwargs):
 optimizers = Registry('optimizer')
 
 def create_opt_func(
-    name:str, # of an optimizer, see `optimizers`
+    name:str, # name of an optimizer, see `optimizers`
     **kwargs, # override its defaults
 ): # called with parameter groups and `lr` by the Learner
     "An `opt_func` for a Learner"
@@ -174,7 +175,7 @@ def create_opt_func(
     try: cls([nn.Parameter(torch.zeros(1))], **kwargs)
     except UserError: raise
     except (TypeError, ValueError, RuntimeError) as e:
-        raise UserError(f'The optimizer {name} refuses {short(kwargs)}: {e}') from None
+        raise UserError(f'The optimizer {name} does not accept {short(kwargs)}: {e}') from None
     return partial(GroupedOptim, opt=cls, **kwargs)
 
 # %% ../nbs/41_optimizers.ipynb #4cddaedf
@@ -184,7 +185,7 @@ optimizers.update(adam=(torch.optim.Adam, {}), adamw=(torch.optim.AdamW, {}))
 
 # %% ../nbs/41_optimizers.ipynb #24148bcc
 class ForeachOptimizer(torch.optim.Optimizer):
-    "An optimizer whose `update` works on lists: parameters with a gradient, gradients, and each of `states`"
+    "Base class of optimizers whose `update` takes lists of parameters, of gradients, and of each of `states`"
     states = ()
 
     @torch.no_grad()
@@ -197,15 +198,15 @@ class ForeachOptimizer(torch.optim.Optimizer):
 
     def update(self,
         g:dict, # a parameter group
-        ps, # its tensors that have a gradient
+        ps, # its parameters that have a gradient
         grads, # their gradients
-        *states, # for each of `states`, one tensor a parameter
+        *states, # for each of `states`, one tensor per parameter
     ):
-        "Move `ps` and `states` by a step"
+        "Update `ps` and `states` in place"
         raise NotImplementedError
 
     def _state(self, p):
-        "The states of `p`, zeros at first; counts its steps"
+        "The states of `p`, initialised with zeros; increments its step count"
         s = self.state[p]
         if not s: s.update(step=0, **{k:torch.zeros_like(p) for k in self.states})
         s['step'] += 1
@@ -216,9 +217,9 @@ class AdaBound(ForeachOptimizer):
     "AdaBound: Adam with bounds on the learning rate that converge to SGD (1902.09843)"
     states,decoupled = ('exp_avg', 'exp_avg_sq'),False
     def __init__(self,
-        params, # tensors, or groups of them
+        params, # parameters, or parameter groups
         lr:float=1e-3, # learning rate of Adam
-        betas=(0.9,0.999), # decay rates of the first and second moment, 0 to 1
+        betas=(0.9,0.999), # decay rates of the first and second moment, in [0, 1)
         final_lr:float=0.1, # final (SGD) learning rate, at the top of a schedule
         gamma:float=1e-3, # convergence speed of the bounds
         eps:float=1e-8, # added to the denominator for numerical stability
@@ -262,9 +263,9 @@ class LARS(ForeachOptimizer):
     "LARS: layer-wise adaptive rate scaling (1708.03888)"
     states = ('momentum_buffer',)
     def __init__(self,
-        params, # tensors, or groups of them
+        params, # parameters, or parameter groups
         lr:float=0.1, # learning rate
-        momentum:float=0.9, # 0 to 1
+        momentum:float=0.9, # momentum, in [0, 1)
         weight_decay:float=0., # weight decay of tensors with two dimensions or more
         trust_coefficient:float=1e-3, # trust coefficient (eta)
     ):
@@ -272,7 +273,7 @@ class LARS(ForeachOptimizer):
             _checked_all(lr=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient))
 
     def _scaled(self, g, ps, grads):
-        "Gradients with weight decay, scaled by the trust in their layer"
+        "Gradients with weight decay, scaled by the trust ratio of each layer"
         wd,wn,gn = g['weight_decay'],*(torch.stack(torch._foreach_norm(o)) for o in (ps, grads))
         trust = torch.where((wn>0) & (gn+wd*wn>0), g['trust_coefficient']*wn/(gn+wd*wn), 1.)
         return torch._foreach_mul(torch._foreach_add(grads, ps, alpha=wd), trust.unbind())
@@ -290,9 +291,9 @@ class Lion(ForeachOptimizer):
     "Lion: sign of the interpolated momentum, with decoupled weight decay (2302.06675)"
     states = ('exp_avg',)
     def __init__(self,
-        params, # tensors, or groups of them
+        params, # parameters, or parameter groups
         lr:float=1e-4, # learning rate
-        betas=(0.9,0.99), # coefficients of the update and of the momentum, 0 to 1
+        betas=(0.9,0.99), # coefficients of the update and of the momentum, in [0, 1)
         weight_decay:float=0., # decoupled weight decay
     ):
         super().__init__(params, _checked_all(lr=lr, betas=betas, weight_decay=weight_decay))

@@ -1,4 +1,4 @@
-"""Fit policies: learning rate schedules as `fit_*` methods, plotted before a fit
+"""Fit policies: learning rate schedules as `fit_*` methods, with plots
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/schedules.html.md"""
 
@@ -22,14 +22,14 @@ policies = Registry('fit policy')
 
 # %% ../nbs/42_schedules.ipynb #7e15ab02
 def _epochs(name, v, lo=0, **kwargs):
-    "A number of epochs, or `UserError`"
+    "Validate a number of epochs"
     return check_range(name, v, lo, 1e6, **kwargs)
 
 def _milestones(ms, n_epoch):
-    "Epochs at which the rate falls, sorted"
+    "Sorted milestones, in epochs"
     if ms is None: return [round(n_epoch*o) if n_epoch>=4 else n_epoch*o for o in (0.3, 0.6, 0.8)]
     if not (isinstance(ms, (list, tuple, L, range)) or getattr(ms, 'ndim', 0)==1):
-        raise UserError(f'milestones is {short(ms)}: it must be a list of epochs, as [60, 120, 160].')
+        raise UserError(f'milestones is {short(ms)}: it must be a list of epochs, such as [60, 120, 160].')
     return sorted(_epochs('milestones', o) for o in ms)
 
 # %% ../nbs/42_schedules.ipynb #484d9654
@@ -38,7 +38,7 @@ def multistep(
     lr, # maximum learning rate
     t:float, # epochs since the start
     n_epoch:int, # total number of epochs
-    milestones=None, # in epochs; default 30%, 60% and 80% of them: 60, 120 and 160 of 200
+    milestones=None, # in epochs; default 30%, 60% and 80% of `n_epoch`: 60, 120 and 160 of 200
     gamma:float=0.2, # factor at each milestone
 ):
     "Multiply `lr` by `gamma` at each milestone"
@@ -68,9 +68,9 @@ def warmup_multistep(
     lr, # maximum learning rate
     t:float, # epochs since the start
     n_epoch:int, # total number of epochs
-    warmup:float=None, # epochs of warmup; default a tenth of them
-    start:float=1/3, # initial factor of the warmup, 0 to 1
-    milestones=None, # in epochs since the start of the fit; default 30%, 60% and 80% of them
+    warmup:float=None, # epochs of warmup; default `n_epoch`/10
+    start:float=1/3, # initial factor of the warmup, in [0, 1]
+    milestones=None, # in epochs since the start of the fit; default 30%, 60% and 80% of `n_epoch`
     gamma:float=0.5, # factor at each milestone
 ):
     "`multistep` after a linear warmup"
@@ -83,10 +83,10 @@ def warmcosine(
     lr, # maximum learning rate
     t:float, # epochs since the start
     n_epoch:int, # total number of epochs
-    warmup:float=None, # epochs of warmup; default a fifteenth of them: 20 of 300
-    start:float=0.01, # initial factor of the warmup, 0 to 1
+    warmup:float=None, # epochs of warmup; default `n_epoch`/15: 20 of 300
+    start:float=0.01, # initial factor of the warmup, in [0, 1]
     lr_min:float=0., # final learning rate
-    period:float=None, # epochs from the top to `lr_min`; default the rest of the fit
+    period:float=None, # epochs from the maximum to `lr_min`; default the rest of the fit
 ):
     "`cosine` after a linear warmup"
     warmup = check_range('warmup', ifnone(warmup, n_epoch/15), 0, n_epoch)
@@ -96,7 +96,7 @@ def warmcosine(
 
 # %% ../nbs/42_schedules.ipynb #b1df2625
 def _cosine_at(t, T, mult):
-    "Time since the last restart, and length of that cosine, `t` after the start"
+    "Time since the last restart, and length of the current period, at time `t`"
     k = int(t//T if mult==1 else math.log1p(t*(mult-1)/T)/math.log(mult))
     t,T = t - (k*T if mult==1 else T*(mult**k-1)/(mult-1)),T*mult**k
     return (t-T,T*mult) if t>=T else (t,T)
@@ -128,16 +128,16 @@ def triangular(
 
 # %% ../nbs/42_schedules.ipynb #1758201f
 epochwise = dict(multistep=4, cosine=10, warmup_multistep=10, cosine_restarts=10, warmcosine=100,
-    triangular=math.inf) # fewest epochs
+    triangular=math.inf) # minimum number of epochs
 
 def _per(by, policy, n_epoch):
-    "1 if a policy moves with every batch, 0 if it moves once per epoch"
+    "1 if a policy updates per batch, 0 if it updates per epoch"
     if by is None: return int(n_epoch<epochwise.get(policy, 1))
     if by not in ('epoch', 'batch'): raise UserError(f"by is {short(by)}: it must be 'epoch' or 'batch'.")
     return int(by=='batch')
 
 def _curve(policy, shape):
-    "The curve of a policy, with its shape filled in"
+    "The curve of a policy, with its shape parameters bound"
     f = policies[policy]
     if not isinstance(shape, dict): raise UserError(f'shape is {short(shape)}: it must be a dict.')
     own = list(inspect.signature(f).parameters)[3:]
@@ -152,7 +152,7 @@ def policy_values(
     lr:float=0.1, # maximum learning rate
     n_iter:int=10, # batches per epoch
     by:str=None, # update per 'epoch' or per 'batch'; default: see `epochwise`
-    **shape, # of the curve
+    **shape, # shape parameters of the curve
 )->list: # `n_epoch*n_iter` values
     "The learning rate of every batch"
     lr = check_range('lr', lr, 0, 1e30)
@@ -165,10 +165,10 @@ def policy_values(
 def plot_policy(
     policy:str, # name of a curve, see `policies`
     n_epoch:int, # epochs
-    ax=None, # a matplotlib axis; default a new one
+    ax=None, # matplotlib axes; default new axes
     **kwargs
 ):
-    "Draw the learning rate over a fit"
+    "Plot the learning rate over a fit"
     if ax is None: ax = plt.subplots(figsize=(4,2.5))[1]
     ys = policy_values(policy, n_epoch, **kwargs)
     ax.plot([i*n_epoch/len(ys) for i in range(len(ys))], ys, drawstyle='steps-post')
@@ -176,24 +176,24 @@ def plot_policy(
 
 # %% ../nbs/42_schedules.ipynb #0424c97e
 class PolicyScheduler(ParamScheduler):
-    "Sets the learning rate of every batch along a curve"
+    "Set the learning rate of every batch by a curve"
     def __init__(self,
         curve, # called with `lr`, `t`, `n_epoch`
-        lr, # maximum learning rate, one or one a parameter group
-        per:int, # 1 to move with every batch, 0 to move once per epoch
+        lr, # maximum learning rate, one for all or one per layer group
+        per:int, # 1: update per batch, 0: update per epoch
     ): self.curve,self.lr_max,self.per,self.scheds = curve,lr,per,dict(lr=None)
     def before_batch(self):
         self.opt.set_hyper('lr', self.curve(self.lr_max, self.epoch + self.per*self.iter/self.n_iter, self.n_epoch))
 
 # %% ../nbs/42_schedules.ipynb #92e7c0f5
 def _top(sched):
-    "The highest learning rate of a `ParamScheduler`"
+    "Maximum learning rate of a `ParamScheduler`"
     if isinstance(sched, PolicyScheduler): return sched.lr_max
     return np.max([sched.scheds['lr'](i/1000) for i in range(1001)], 0)
 
 @patch
 def scheduled(self:GroupedOptim,
-    sched:ParamScheduler, # that sets the hyperparameters of the fit
+    sched:ParamScheduler, # schedule of the fit
 ):
     "Called when a schedule starts"
     if 'base_lr' not in self.fwd_map or 'lr' not in sched.scheds or isinstance(sched, LRFinder): return
@@ -201,11 +201,11 @@ def scheduled(self:GroupedOptim,
 
 # %% ../nbs/42_schedules.ipynb #a2f32fde
 def _check_trains(policy, curve, lr, n_epoch, steps):
-    "Refuse a fit whose every batch has rate 0, unless that was asked for"
+    "Refuse a fit whose every batch has a learning rate of 0, unless `lr` is 0"
     if not np.any(lr) or any(np.any(curve(lr, e + i/steps, n_epoch)) for e in range(n_epoch) for i in range(steps)):
         return
-    raise UserError(f"{policy} over {n_epoch} epoch{'s'[:n_epoch>1]} trains at rate 0 only: use "
-        "by='batch', or more epochs or batches.")
+    raise UserError(f"{policy} over {n_epoch} epoch{'s'[:n_epoch>1]} has a learning rate of 0 in every "
+        "batch: use by='batch', or more epochs or batches.")
 
 @patch
 @delegates(Learner.fit, but='lr')
@@ -215,10 +215,10 @@ def fit_policy(self:Learner,
     lr=None, # maximum learning rate; default the Learner's
     by:str=None, # update per 'epoch' or per 'batch'; default: see `epochwise`
     cbs=None, # callbacks for this fit
-    shape:dict=None, # of the curve
+    shape:dict=None, # shape parameters of the curve
     **kwargs
 ):
-    "Fit along a curve of `policies`"
+    "Fit with a learning rate policy"
     lr,n_epoch = check_lr(self.lr if lr is None else lr),_epochs('n_epoch', n_epoch, 1, whole=True)
     curve,per = _curve(policy, shape or {}),_per(by, policy, n_epoch)
     if self.opt is None: self.create_opt()
@@ -232,8 +232,8 @@ def fit_policy(self:Learner,
 @delegates(Learner.fit_policy, but='shape')
 def fit_multistep(self:Learner,
     n_epoch:int, # epochs
-    lr=None, # first learning rate; default the Learner's
-    milestones=None, # in epochs; default 30%, 60% and 80% of them: 60, 120 and 160 of 200
+    lr=None, # initial learning rate; default the Learner's
+    milestones=None, # in epochs; default 30%, 60% and 80% of `n_epoch`: 60, 120 and 160 of 200
     gamma:float=0.2, # factor at each milestone
     **kwargs
 ):
@@ -244,7 +244,7 @@ def fit_multistep(self:Learner,
 @delegates(Learner.fit_policy, but='shape')
 def fit_cosine(self:Learner,
     n_epoch:int, # epochs
-    lr=None, # first learning rate; default the Learner's
+    lr=None, # initial learning rate; default the Learner's
     lr_min:float=0., # final learning rate
     **kwargs
 ):
@@ -257,9 +257,9 @@ def fit_cosine(self:Learner,
 def fit_warmup_multistep(self:Learner,
     n_epoch:int, # epochs
     lr=None, # maximum learning rate; default the Learner's
-    warmup:float=None, # epochs of warmup; default a tenth of them
-    start:float=1/3, # initial factor of the warmup, 0 to 1
-    milestones=None, # in epochs since the start of the fit; default 30%, 60% and 80% of them
+    warmup:float=None, # epochs of warmup; default `n_epoch`/10
+    start:float=1/3, # initial factor of the warmup, in [0, 1]
+    milestones=None, # in epochs since the start of the fit; default 30%, 60% and 80% of `n_epoch`
     gamma:float=0.5, # factor at each milestone
     **kwargs
 ):
@@ -272,10 +272,10 @@ def fit_warmup_multistep(self:Learner,
 def fit_warmcosine(self:Learner,
     n_epoch:int, # epochs
     lr=None, # maximum learning rate; default the Learner's
-    warmup:float=None, # epochs of warmup; default a fifteenth of them: 20 of 300
-    start:float=0.01, # initial factor of the warmup, 0 to 1
+    warmup:float=None, # epochs of warmup; default `n_epoch`/15: 20 of 300
+    start:float=0.01, # initial factor of the warmup, in [0, 1]
     lr_min:float=0., # final learning rate
-    period:float=None, # epochs from the top to `lr_min`; default the rest of the fit
+    period:float=None, # epochs from the maximum to `lr_min`; default the rest of the fit
     **kwargs
 ):
     "Fit with a linear warmup, then cosine annealing"
@@ -316,5 +316,5 @@ def plot_policy(self:Learner,
     lr=None, # maximum learning rate; default the Learner's
     **kwargs
 ):
-    "Draw the learning rate of a fit before it runs"
+    "Plot the learning rate of a fit without running it"
     return plot_policy(policy, n_epoch, lr=ifnone(lr, self.lr), n_iter=len(self.dls.train), **kwargs)

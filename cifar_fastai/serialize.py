@@ -1,4 +1,4 @@
-"""Files: atomic writes, checked reads, and trees of tensors without pickle
+"""Atomic writes, validated reads, and trees of tensors without pickle
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/serialize.html.md"""
 
@@ -19,14 +19,14 @@ from .core import *
 # %% ../nbs/02_serialize.ipynb #a77f8dd4
 @contextmanager
 def os_errors(
-    path, # file or folder in use
-    what:str='cannot be used', # end of the sentence
+    path, # file or folder, for the error message
+    what:str='cannot be used', # end of the error message
 ):
-    "Turn errors of the operating system into `UserError`"
+    "Context manager that converts operating system errors to `UserError`"
     try: yield
     except (OSError, SafetensorError) as e:
         why = getattr(e, 'strerror', None) or str(e).removeprefix('Error while serializing: ')
-        if len(why)>120: why = f'{why[:120]}...' # a damaged header may be in it
+        if len(why)>120: why = f'{why[:120]}...' # may quote a damaged header
         raise UserError(f'{show_path(path)} {what} ({why}).') from e
 
 # %% ../nbs/02_serialize.ipynb #326265dc
@@ -37,7 +37,7 @@ def _check_path(path):
     return Path(path)
 
 def check_folder(path)->Path: # `path`
-    "Refuse a folder that can be neither used nor created"
+    "Raise `UserError` unless `path` is a writable folder or can be created"
     path = _check_path(path)
     if up := first(o for o in (path, *path.parents) if os.path.lexists(o)):
         if not os.path.isdir(up): raise UserError(f'{show_path(up)} is not a folder.')
@@ -53,9 +53,9 @@ def _is_run(folder):
 
 def check_output(
     path, # file to write
-    of_run:bool=False, # may it be one of a run's own files?
+    of_run:bool=False, # allow files that belong to a run?
 )->Path: # `path`
-    "Refuse to write to anything but a regular file, or to a file that belongs to a run"
+    "Raise `UserError` unless `path` can be written as a regular file that does not belong to a run"
     path = _check_path(path)
     check_folder(path.parent)
     with os_errors(path, 'cannot be written'):
@@ -76,19 +76,19 @@ def _sync(path, flags=os.O_RDWR):
 
 @contextmanager
 def _replacing(path, of_run=False):
-    "A temporary file that becomes `path` at the end"
+    "A temporary file that replaces `path` on success"
     path = check_output(path, of_run)
     tmp = path.parent/f'.tmp-{secrets.token_hex(8)}'
     with os_errors(path, 'could not be written; an existing file is unchanged'):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(tmp, 'xb') as f: mode = stat.S_IMODE(os.fstat(f.fileno()).st_mode) # as the umask has it
+            with open(tmp, 'xb') as f: mode = stat.S_IMODE(os.fstat(f.fileno()).st_mode) # follows the umask
             yield tmp
-            os.chmod(tmp, mode) # save_file replaces the file by one of its own
+            os.chmod(tmp, mode) # save_file replaces the file
             _sync(tmp)
             os.replace(tmp, path)
             if os.name=='posix':
-                with suppress(OSError): _sync(path.parent, os.O_RDONLY) # not every file system can
+                with suppress(OSError): _sync(path.parent, os.O_RDONLY) # not supported by all file systems
         finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/02_serialize.ipynb #67346936
@@ -96,34 +96,34 @@ def _replacing(path, of_run=False):
 def atomic_write(
     path, # file to write; its folder is created
     mode:str='wb', # 'wb', or 'w' for text
-    of_run:bool=False, # may it be one of a run's own files?
+    of_run:bool=False, # allow files that belong to a run?
 ):
-    "Write a file completely or not at all; `UserError` if that fails"
+    "Write a file atomically; `UserError` if that fails"
     text = {} if 'b' in mode else dict(encoding='utf-8', newline='')
     with _replacing(path, of_run) as tmp, open(tmp, mode, **text) as f: yield f
 
 # %% ../nbs/02_serialize.ipynb #1aaa77c8
 def _check_file(path):
-    "Refuse anything but a regular file: reading a pipe may block forever"
+    "Raise `UserError` unless `path` is a regular file: reading a pipe may block forever"
     with os_errors(path, 'cannot be read'):
         if not os.path.lexists(path): raise UserError(f'{path} is missing.')
         if not stat.S_ISREG(os.stat(path).st_mode): raise UserError(f'{path} is not a regular file.')
 
 def read_text(
-    path, # of a text file
-    whole:bool=False, # must its last line be complete?
+    path, # text file
+    whole:bool=False, # require a complete last line?
 )->str:
-    "The text of a file, which is not empty"
+    "Read a UTF-8 text file; empty files are refused"
     _check_file(path)
     with os_errors(path, 'cannot be read'):
         try: s = Path(path).read_text(encoding='utf-8')
-        except UnicodeDecodeError: raise UserError(f'{path} is not text.') from None
+        except UnicodeDecodeError: raise UserError(f'{path} is not UTF-8 text.') from None
     if not s.strip(): raise UserError(f'{path} is empty.')
-    if whole and not s.endswith('\n'): raise UserError(f'{path} is truncated in its last line.')
+    if whole and not s.endswith('\n'): raise UserError(f'The last line of {path} is truncated.')
     return s
 
 def read_json(path):
-    "The content of a JSON file; NaN, lone surrogates and deep nesting are refused"
+    "Read a JSON file; NaN, lone surrogates and deep nesting are refused"
     text = read_text(path)
     try:
         res = json.loads(text)
@@ -141,14 +141,14 @@ def save_tensors(
     flat,seen = {},set()
     for k,v in tensors.items():
         v = v.detach().cpu().contiguous()
-        if v.untyped_storage().data_ptr() in seen: v = v.clone() # the format has no shared memory
+        if v.untyped_storage().data_ptr() in seen: v = v.clone() # the format does not support shared memory
         seen.add(v.untyped_storage().data_ptr())
         flat[k] = v
     with _replacing(path, of_run=True) as tmp: save_file(flat, tmp, metadata)
 
 # %% ../nbs/02_serialize.ipynb #de0f7d83
 def _pack(o, tensors):
-    "JSON for the tree `o`, whose tensors are added to `tensors`"
+    "Encode the tree `o` for JSON, and add its tensors to `tensors`"
     if isinstance(o, np.ndarray): return dict(_numpy=_pack(torch.from_numpy(o.copy()), tensors))
     if isinstance(o, Tensor):
         tensors[str(len(tensors))] = o
@@ -159,7 +159,7 @@ def _pack(o, tensors):
     return o.item() if isinstance(o, np.generic) else o
 
 def _unpack(o, get):
-    "The tree of `_pack`"
+    "Inverse of `_pack`"
     if isinstance(o, list): return [_unpack(v, get) for v in o]
     if not isinstance(o, dict): return o
     (kind,v), = o.items()
@@ -180,10 +180,10 @@ def save_tree(
 _damaged = SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError
 
 def load_tree(
-    path, # of a file that `save_tree` wrote
-    keys=None, # of a dict, read only these; missing ones are left out
+    path, # file written by `save_tree`
+    keys=None, # keys of a dict to load, missing ones are skipped; None: all
 ):
-    "The tree that `save_tree` wrote"
+    "Load a tree written by `save_tree`"
     if not os.path.lexists(path): raise UserError(f'There is no checkpoint {path}.')
     _check_file(path)
     try:
@@ -195,7 +195,7 @@ def load_tree(
 
 # %% ../nbs/02_serialize.ipynb #cbdc30ec
 def load_weights(path)->dict: # name -> tensor
-    "Weights of a network from a safetensors file: flat, or the `model` of a checkpoint"
+    "Load network weights from a safetensors file: flat, or the `model` of a checkpoint"
     if not os.path.lexists(path): raise UserError(f'There is no checkpoint {path}.')
     _check_file(path)
     try:
@@ -204,5 +204,5 @@ def load_weights(path)->dict: # name -> tensor
     except (OSError, SafetensorError): raise UserError(f'{path} is not a file of weights, or it is damaged.') from None
     sd = load_tree(path, ['model']).get('model')
     if not isinstance(sd, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in sd.items()):
-        raise UserError(f'{path} holds no weights of a network.')
+        raise UserError(f'{path} contains no network weights.')
     return sd

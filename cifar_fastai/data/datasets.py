@@ -1,4 +1,4 @@
-"""Data sets by name, and how their files are found
+"""Named data sets, and the search for their files
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/data.datasets.html.md"""
 
@@ -22,10 +22,10 @@ class DataSet:
     "Description of a data set"
     name:str # name of the data set
     copies:str='' # regular expression for the names of its folders and archives
-    url:str='' # of the official archive
-    sha256:str='' # of that archive
+    url:str='' # URL of the official archive
+    sha256:str='' # SHA-256 of that archive
     n_out:int=None # number of classes
-    stats:tuple=None # mean and standard deviation of each channel as published; None: those of the training images
+    stats:tuple=None # published mean and standard deviation of each channel; None: those of the training images
     pad:int=4 # pixels of zero padding for random crops
     flip:bool=True # flip images horizontally?
     make:callable=None # returns its `Images`, if it is not read from disk
@@ -49,7 +49,7 @@ datasets.update({o.name: o for o in _rows})
 def stratified(
     y:Tensor, # labels, `(n,)`
     part:float, # fraction of each class to draw, in (0, 1]
-    seed=42, # of the selection
+    seed=42, # seed of the selection
 )->tuple: # sorted indices of the subset, and of the rest
     "Split by class into a subset and the rest"
     g,chosen = torch.Generator().manual_seed(seed),torch.zeros(len(y), dtype=torch.bool)
@@ -96,10 +96,10 @@ def search_paths(
 
 # %% ../../nbs/11_data.datasets.ipynb #40028847
 def find_data(
-    ds:DataSet, # to find
+    ds:DataSet, # data set to find
     root=None, # folder or archive
 )->Path: # `None` if it is not found
-    "The folder or archive that holds `ds`"
+    "Find the folder or archive that contains `ds`"
     for o in search_paths(root):
         entries = [p for p,_ in folder_entries(o) if _is_copy(ds, p) and existing_path(p)] if o.is_dir() else []
         copies = sorted(entries, key=lambda p: (p.is_file(), p.name))
@@ -119,10 +119,10 @@ def _fetch(ds, root):
 
 # %% ../../nbs/11_data.datasets.ipynb #5c1ba3ea
 def dataset_images(
-    ds:DataSet, # to read
-    root=None, # folder or archive where it is
+    ds:DataSet, # data set to read
+    root=None, # folder or archive to search
 )->Images:
-    "The images of `ds`, downloaded if they are not found"
+    "The images of `ds`, downloaded if not found"
     if ds.make:
         im = ds.make()
         return im._replace(digest=image_digest(im))
@@ -130,5 +130,5 @@ def dataset_images(
     res = cached_images(path)
     if len(res.vocab)!=ds.n_out:
         raise UserError(f'{show_path(path)} has {len(res.vocab)} classes and {ds.name} has '
-            f'{ds.n_out}: is it another data set?')
+            f'{ds.n_out}: is it a different data set?')
     return res

@@ -23,9 +23,9 @@ class ImageTensors:
     n_inp = 1
     def __init__(self,
         x:Tensor, # images, `(n,3,32,32)`, uint8
-        y:Tensor=None, # labels, `(n,)`, from 0 to the number of classes; None if they are not known
+        y:Tensor=None, # labels, `(n,)`, in [0, number of classes); None if unknown
         vocab=(), # names of the classes
-        split_idx=1, # 0: for training
+        split_idx=1, # 0: training
     ):
         self.vocab = vocab if isinstance(vocab, CategoryMap) else CategoryMap(vocab, sort=False)
         self.split_idx = split_idx
@@ -44,7 +44,7 @@ class ImageTensors:
 # %% ../../nbs/12_data.loaders.ipynb #fccb9e5f
 @patch
 def to(self:ImageTensors, device):
-    "Move images and labels to a device; they return from the meta device unchanged"
+    "Move images and labels to a device; moving back from the meta device restores them"
     self.x,self.y = (None if o is None else o.to(device) for o in self._real)
     if self.x.device.type!='meta': self._real = self.x,self.y
     return self
@@ -58,7 +58,7 @@ def new_empty(self:ImageTensors):
 @patch
 def subset(self:ImageTensors,
     idxs, # indices
-    split_idx=None, # of the result; None: as here
+    split_idx=None, # `split_idx` of the result; None: unchanged
 ):
     "A subset of the images"
     return type(self)(self.x[idxs], None if self.y is None else self.y[idxs], self.vocab,
@@ -67,8 +67,8 @@ def subset(self:ImageTensors,
 # %% ../../nbs/12_data.loaders.ipynb #5b618b7a
 @patch
 @contextmanager
-def set_split_idx(self:ImageTensors, i): # 0: training transforms are on
-    "Temporarily another split"
+def set_split_idx(self:ImageTensors, i): # 0: enable training transforms
+    "Temporarily change `split_idx`"
     old,self.split_idx = self.split_idx,i
     try: yield self
     finally: self.split_idx = old
@@ -94,7 +94,7 @@ def crop_flip(
     flip:Tensor, # flip the crop horizontally? `(b,)`, bool
     pad:int, # zero padding in pixels
 )->Tensor: # `(b,c,h,w)`, channels_last
-    "Crop each zero-padded image, and flip some horizontally"
+    "Crop zero-padded images, and flip those selected by `flip` horizontally"
     b,c,h,w = x.shape
     x = F.pad(x.permute(0,2,3,1), (0,0)+(pad,)*4)
     i,j = torch.arange(h, device=x.device),torch.arange(w, device=x.device)
@@ -113,7 +113,7 @@ class CropFlip(ItemTransform):
     def __init__(self,
         pad=4, # zero padding in pixels, 0 to 32
         flip=True, # flip each image with probability 0.5?
-        stream=None, # random numbers
+        stream=None, # `RandomStream` to draw from; None: a new one
     ):
         check_bool('flip', flip)
         self.pad,self.flip,self.stream = check_range('pad', pad, 0, _max_pad, whole=True),flip,stream or RandomStream()
@@ -127,7 +127,7 @@ class CropFlip(ItemTransform):
 
 # %% ../../nbs/12_data.loaders.ipynb #8793efcd
 class NormalizeImages(ItemTransform):
-    "uint8 to float32 with mean 0 and standard deviation 1"
+    "Convert uint8 to float32 with mean 0 and standard deviation 1"
     order = 99
     def __init__(self,
         mean, # of each channel, in [0, 1]
@@ -150,8 +150,8 @@ class NormalizeImages(ItemTransform):
 # %% ../../nbs/12_data.loaders.ipynb #bb327381
 def channel_stats(
     x:Tensor, # images, `(n,c,h,w)`, uint8
-)->tuple: # mean and standard deviation of each channel, in units of 255
-    "Statistics of all pixels"
+)->tuple: # mean and standard deviation of each channel, for pixels scaled to [0, 1]
+    "Channel statistics over all pixels"
     levels = torch.arange(256, dtype=torch.float64)/255
     ps = [torch.bincount(o.flatten(), minlength=256).double()/o.numel() for o in x.unbind(1)]
     means = [(p*levels).sum() for p in ps]
@@ -169,19 +169,19 @@ def image_weights(
     balanced = isinstance(weights, str) and weights=='balanced' and y is not None
     if balanced: return _sum_to_1(1/y.bincount(minlength=c)[y].double())
     w = None
-    with suppress(Exception): # of numpy and torch, for whatever is no list of numbers
+    with suppress(Exception): # numpy and torch raise various exceptions for invalid input
         if isinstance(weights, dict) and set(weights)==set(ds.vocab): weights = [weights[o] for o in ds.vocab]
         w = torch.as_tensor(weights).detach().cpu()
         w = None if w.is_complex() or w.dtype==torch.bool else torch.as_tensor(weights,
             dtype=torch.float64).detach().cpu()
         if w.shape==(c,) and y is not None: w = w[y]
     if w is None or w.shape!=(n,) or not (w>=0).all() or w.isinf().any() or n and w.max()==0:
-        raise UserError(f"weights is {short(weights)}: it must be 'balanced', or one number from 0 on per class ({c}) "
+        raise UserError(f"weights is {short(weights)}: it must be 'balanced', or one number >= 0 per class ({c}) "
             f'or per image ({n}), not all 0.')
     return _sum_to_1(w)
 
 def _sum_to_1(w):
-    w = w/w.max() if len(w) else w # the sum of the largest floats is infinite
+    w = w/w.max() if len(w) else w # avoids overflow of the sum
     return w/w.sum()
 
 # %% ../../nbs/12_data.loaders.ipynb #0de94b92
@@ -193,8 +193,8 @@ class TensorDL(TfmdDL):
     def __init__(self,
         dataset:ImageTensors, # the images
         bs=128, # batch size
-        shuffle=False, # reshuffle for every epoch?
-        stream=None, # random numbers
+        shuffle=False, # shuffle every epoch?
+        stream=None, # `RandomStream` to draw from; None: a new one
         device=None, # device of the batches; None: that of the images
         weights=None, # sampling weights, see `image_weights`; None: each image once per epoch
         **kwargs):
@@ -221,7 +221,7 @@ class TensorDL(TfmdDL):
 # %% ../../nbs/12_data.loaders.ipynb #d4a10c09
 @patch
 def _is_own(self:TensorDL, name):
-    "Is the method `name` the one of `TensorDL`?"
+    "Is the method `name` not overridden?"
     return getattr(getattr(self, name), '__func__', None) is getattr(TensorDL, name)
 
 @patch
@@ -242,14 +242,14 @@ def shuffle_fn(self:TensorDL, idxs):
 
 @patch
 def get_idxs(self:TensorDL)->list:
-    "The order of an epoch, as fastai's own code and subclasses use it"
+    "The order of an epoch as a list"
     if self._is_own('shuffle_fn') or not self.shuffle: return self.permutation().tolist()
     return self.shuffle_fn(list(range(self.n)) if self._cum is None else self.permutation().tolist())
 
 # %% ../../nbs/12_data.loaders.ipynb #d4a10c0c
 @patch
 def create_batches(self:TensorDL, idxs):
-    "Gather batch after batch; `idxs`: a tensor, or numbers"
+    "Gather batches by `idxs`, a tensor or an iterable of integers"
     x,y = self.dataset.x.permute(0,2,3,1),self.dataset.y
     if hasattr(idxs, '__len__'): idxs = torch.as_tensor(idxs, dtype=torch.int64, device=x.device).split(self.bs)
     else: idxs = (torch.as_tensor(o, device=x.device) for o in chunked(idxs, self.bs)) # may be infinite
@@ -280,7 +280,7 @@ def __iter__(self:TensorDL):
 # %% ../../nbs/12_data.loaders.ipynb #d4a10c0d
 @patch
 def _check_hooks(self:TensorDL):
-    "Refuse callbacks for single items, which are never called"
+    "Refuse hooks for single items, which are never called"
     for k in 'after_item before_batch create_item create_batch do_item do_batch chunkify retain sample'.split():
         o = vars(self).get(k)
         if getattr(type(self), k) is not getattr(TfmdDL, k) or o is not None and len(getattr(o, 'fs', [o])):
@@ -305,7 +305,7 @@ def as_label(
 class CifarDataLoaders(DataLoaders):
     "`DataLoaders` of images on the device"
     source_digest = None # `image_digest` of the whole source, before it was split
-    split = None # of the split: rule, fraction, valid, holdout
+    split = None # settings of the split: rule, fraction, valid, holdout
 
     @delegates(TensorDL.__init__)
     def test_dl(self,
@@ -315,7 +315,7 @@ class CifarDataLoaders(DataLoaders):
         **kwargs):
         "A `DataLoader` of new images"
         ds,items = self.valid_ds,list(test_items)
-        if not items: raise UserError('There are no images to make batches of: test_items is empty.')
+        if not items: raise UserError('test_items is empty: it must contain at least one image.')
         x = torch.from_numpy(np.stack([as_image(o) for o in items])).permute(0,3,1,2)
         y = tensor([as_label(o, ds.vocab) for o in items]) if with_labels else None
         return self.valid.new(ImageTensors(x, y, ds.vocab), **kwargs)
@@ -327,7 +327,7 @@ class CifarDataLoaders(DataLoaders):
 
 # %% ../../nbs/12_data.loaders.ipynb #9f0a2b7e
 def _dataset(dataset):
-    "The row of `dataset`, and its path if it is one"
+    "The `DataSet` of `dataset`, and its path if it is not a name"
     if not isinstance(dataset, (str,os.PathLike)):
         raise UserError(f'dataset is {short(dataset)}: it must be the name of a data set, or a folder or archive.')
     if dataset in datasets: return datasets[dataset],None
@@ -340,8 +340,8 @@ def _part(ds, part, rule, seed):
     "Indices of a subset of `ds`: its first images, or the same fraction of each class"
     n,c = len(ds),len(ds.y.unique())
     if part*n<c*(1-1e-9):
-        raise UserError(f'fraction is {part}: of {n} images that is fewer than one per '
-            f'class, so it must be at least {c}/{n}.')
+        raise UserError(f'fraction is {part}: with {n} images this is fewer than one per '
+            f'class; it must be at least {c}/{n}.')
     return torch.arange(round(part*len(ds))) if rule=='first' else stratified(ds.y, part, seed)[0]
 
 def _splits(im, valid, fraction, holdout, rule, seed):
@@ -352,10 +352,10 @@ def _splits(im, valid, fraction, holdout, rule, seed):
         idxs,out = stratified(train.y, 1-holdout, seed)
         n = len(train)
         if not len(out):
-            raise UserError(f'holdout is {holdout}: of {n} training images that leaves none to validate on.')
+            raise UserError(f'holdout is {holdout}: with {n} training images this leaves none for validation.')
         if (1-holdout)*n<len(train.y.unique()):
-            raise UserError(f'holdout is {holdout}: of {n} training images that leaves '
-                'fewer than one per class to train on.')
+            raise UserError(f'holdout is {holdout}: with {n} training images this leaves '
+                'fewer than one per class for training.')
         res = [train.subset(idxs),train.subset(out, 1),test]
     if both and not im.ordered: rule,seed = 'stratified',42
     if fraction<1:
@@ -366,7 +366,7 @@ def _splits(im, valid, fraction, holdout, rule, seed):
 
 # %% ../../nbs/12_data.loaders.ipynb #d9c538b6
 def _with_label_noise(ds, p, seed):
-    "`ds` with a fraction `p` of its labels replaced by other classes"
+    "`ds` with a fraction `p` of its labels replaced with other classes"
     n,g = round(p*len(ds)),torch.Generator().manual_seed(key_hash('label noise', seed))
     y,idxs = ds.y.clone(),torch.randperm(len(ds), generator=g)[:n]
     y[idxs] = (y[idxs] + torch.randint(1, len(ds.vocab), (n,), generator=g)) % len(ds.vocab)
@@ -381,21 +381,21 @@ def _dl(ds, i, bs, pad, flip, stats, seed, weights=None, drop_last=False):
     return TensorDL(ds, bs=bs, shuffle=i==0, stream=stream, after_batch=tfms+[NormalizeImages(*stats)], **kw)
 
 def _train_weights(weights, idxs, n, ds):
-    "`weights` for the training images `ds`, which are those at `idxs` of the `n` of the source"
+    "Select the `weights` of the training images `ds`, which are at `idxs` of the `n` images of the source"
     with suppress(Exception):
         if len(weights)==n!=ds.c: return torch.as_tensor(weights)[idxs]
     return weights
 
 def _device(device):
-    "A device by any name that torch knows; None: fastai's default"
+    "Convert to a torch device; None: fastai's default"
     if device is None: return default_device()
     try:
         device = torch.device(device)
         torch.empty(0, device=device) # raises if it is not available
         return device
     except (RuntimeError, TypeError, ValueError, AssertionError):
-        raise UserError(f"device is {short(device)}: it must be a torch device that is "
-            "available here, 'cpu' or 'cuda' say.") from None
+        raise UserError(f"device is {short(device)}: it must be an available "
+            "torch device, such as 'cpu' or 'cuda'.") from None
 
 # %% ../../nbs/12_data.loaders.ipynb #93bd6bab
 def cifar_dls(
@@ -407,13 +407,13 @@ def cifar_dls(
     holdout=0.1, # fraction of the training images to hold out, in (0, 1)
     pad=None, # zero padding of random crops in pixels, 0 to 32; None: the default of the data set
     flip=None, # flip each image with probability 0.5? None: the default of the data set
-    seed=42, # of subsets and of the order before the first fit, 0 to 2**64-1
+    seed=42, # seed of subsets and of the order before the first fit, in [0, 2**64-1]
     device=None, # device of the images; None: fastai's default
     val_bs=None, # batch size in validation; None: `bs`
     rule='stratified', # selection of `fraction`: 'stratified', or the 'first' images of both splits
     drop_last=False, # drop the last training batch if it is incomplete?
     weights=None, # sampling weights, see `image_weights` (per image: one for each image of the source)
-    label_noise=0., # fraction of the training labels to replace by other classes, in [0, 1]
+    label_noise=0., # fraction of the training labels to replace with other classes, in [0, 1]
 )->CifarDataLoaders:
     "`DataLoaders` of a data set whose images are on the device"
     for what,v,known in (('set of validation images', valid, ['test','holdout']),
@@ -430,7 +430,7 @@ def cifar_dls(
     im = cached_images(path) if path else dataset_images(ds, root)
     splits,idxs,done = _splits(im, valid, fraction, holdout, rule, seed)
     if drop_last and bs>len(splits[0]):
-        raise UserError(f'bs is {bs}: with drop_last, {len(splits[0])} training images make no batch.')
+        raise UserError(f'bs is {bs}: with drop_last, it must be at most {len(splits[0])}, the training images.')
     if label_noise: splits[0] = _with_label_noise(splits[0], label_noise, seed)
     stats,weights = ds.stats or channel_stats(splits[0].x),_train_weights(weights, idxs, len(im.train_y), splits[0])
     dls = [_dl(o, i, val_bs if i else bs, pad, flip, stats, seed, weights, drop_last) for i,o in enumerate(splits)]

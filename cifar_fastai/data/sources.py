@@ -37,11 +37,11 @@ def _inside(
     name:str, # of a member of an archive
     path, # of the archive
 ):
-    "Refuse a member that leads out of its archive"
+    "Refuse a member whose path is outside the archive"
     parts = re.split(r'[\\/]', name)
     if '..' in parts or not parts[0] or ':' in parts[0]:
-        raise UserError(f'{show_path(path)} holds {name!r}, a path outside of itself: '
-            'get the archive again from a source that you trust.')
+        raise UserError(f'{show_path(path)} contains {name!r}, a path outside the archive: '
+            'download it again from a trusted source.')
 
 class _Budget:
     "Enforces the limits of an archive while it is read"
@@ -54,16 +54,16 @@ class _Budget:
             'if you trust it, unpack it and use the folder.')
 
     def member(self, name, is_link=False):
-        "Count a member; refuse one outside of the archive, or a link to a part of a data set"
+        "Count a member; refuse paths outside the archive, and links to parts of a data set"
         _inside(name, self.path)
         self.files -= 1
         if self.files<0: raise _too_many(self.path)
         if is_link and re.search(r'(^|/)(train|test)(/|$)', name):
-            raise UserError(f'{show_path(self.path)} holds the symbolic link {show_path(name)}: '
-                'pack the files themselves.')
+            raise UserError(f'{show_path(self.path)} contains the symbolic link {show_path(name)}: '
+                'archive the files instead of links to them.')
 
     def read(self, f):
-        "The whole content of the member `f`"
+        "The content of the member `f`"
         chunks = []
         while chunk := f.read(1<<16):
             chunks.append(chunk)
@@ -108,7 +108,7 @@ def _zip_members(path):
 def _refusal(path, why): return UserError(f'{show_path(path)} cannot be read ({why}): fix or remove it.')
 
 def _read_file(path):
-    "The content of a regular file"
+    "Read a regular file"
     try:
         st = path.stat()
         if not stat.S_ISREG(st.st_mode): raise _refusal(path, 'it is not a regular file')
@@ -143,7 +143,7 @@ def _walk(folder):
 def files_in(
     path, # folder, or .tar, .tar.gz, .tgz or .zip archive
 ):
-    "Iterate over name and reader of every file of `path`"
+    "Iterate over the name and the reader of every file in `path`"
     path = Path(path)
     if path.is_dir(): yield from ((o.relative_to(path).as_posix(), partial(_read_file, o)) for o in _walk(path))
     elif not path.is_file(): raise _refusal(path, 'it is neither a folder nor a regular file')
@@ -158,7 +158,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         if module.split('.')[0]=='numpy' and name in _array_parts: return _array_parts[name]
         if (module,name)==('_codecs','encode'):
             return lambda s,_: s.encode('latin1') # Python 3's bytes in an old protocol
-        raise UserError(f'a pickle of images may hold numpy arrays only, and this one asks for {module}.{name}')
+        raise UserError(f'a pickle of images may contain numpy arrays only, and this one references {module}.{name}')
 
 # %% ../../nbs/10_data.sources.ipynb #d663d29b
 def _check_opcodes(data):
@@ -175,7 +175,7 @@ def unpickle_arrays(
         _check_opcodes(data)
         return _ArrayUnpickler(io.BytesIO(data), encoding='latin1').load()
     except UserError as e: raise UserError(f'{name} is refused: {e}.') from None
-    except Exception as e: raise UserError(f'{name} is damaged ({_why(e)}): get it again.') from e
+    except Exception as e: raise UserError(f'{name} is damaged ({_why(e)}): download it again.') from e
 
 # %% ../../nbs/10_data.sources.ipynb #c54a197c
 Images = namedtuple('Images', 'train_x train_y test_x test_y vocab ordered digest', defaults=(False,None))
@@ -188,7 +188,7 @@ def check_labels(
 ):
     "Raise `UserError` if a label is not in [0, c-1]"
     if len(y) and not 0<=y.min()<=y.max()<c:
-        raise UserError(f'{what} go from {y.min()} to {y.max()}: of {c} classes they must be from 0 to {c-1}.')
+        raise UserError(f'{what} range from {y.min()} to {y.max()}: with {c} classes they must be in [0, {c-1}].')
 
 def _is_name(o):
     "Is `o` text that can be encoded?"
@@ -196,16 +196,16 @@ def _is_name(o):
     return False
 
 def _class_names(names, what):
-    "A list of class names, each once"
+    "Validate class names: a list of unique strings"
     if isinstance(names, ndarray): names = names.tolist()
     ok = isinstance(names, (list,tuple)) and names and all(map(_is_name, names))
     if ok and len(set(names))==len(names): return list(names)
-    raise UserError(f'{what} has no valid class names: they must be a list of text, each name once, in UTF-8.')
+    raise UserError(f'{what} has no valid class names: they must be a list of unique strings, encodable as UTF-8.')
 
 # %% ../../nbs/10_data.sources.ipynb #d4a10d05
 def check_images(
-    im:Images, # what was read
-    path, # where it was read from, for the error message
+    im:Images, # images and labels of both splits
+    path, # their source, for the error message
 )->Images:
     "Raise `UserError` if images, labels or class names are invalid"
     path = show_path(path)
@@ -213,7 +213,7 @@ def check_images(
     for x,y in (im[:2], im[2:4]):
         if x.dtype!=torch.uint8 or x.shape[1:]!=(32,32,3):
             raise UserError(f'Images in {path} are {x.dtype} of shape {tuple(x.shape)}: '
-                'they must be uint8 of (n,32,32,3).')
+                'they must be uint8 of shape (n,32,32,3).')
         if y.dtype!=torch.int64 or y.shape!=x.shape[:1] or not len(y):
             raise UserError(f'Labels in {path} are {y.dtype} of shape {tuple(y.shape)}: '
                 'there must be one integer per image.')
@@ -253,7 +253,7 @@ def _read_batches(files, path, vocab, load):
     is_cifar10 = any('_batch' in o for o in files)
     parts = [*(f'data_batch_{i}' for i in range(1,6)), 'test_batch'] if is_cifar10 else ['train', 'test']
     if missing := [o for o in parts if o not in files]:
-        raise UserError(f"{show_path(path)} lacks {', '.join(missing)}: get the whole data set again.")
+        raise UserError(f"{show_path(path)} lacks {', '.join(missing)}: download the data set again.")
     batches = [load(o, files[o]()) for o in parts]
     for o,(x,y) in zip(parts, batches):
         if x.dtype!=np.uint8 or x.shape!=(len(y),3072) or not len(y):
@@ -279,7 +279,7 @@ def _read_binary(files, path):
     what = f'{name} in {show_path(path)}'
     try: lines = files[name]().decode().splitlines() if name else []
     except UnicodeDecodeError as e:
-        raise UserError(f'{what} has no valid class names: they must be in UTF-8, one per line.') from e
+        raise UserError(f'{what} has no valid class names: they must be UTF-8 text, one per line.') from e
     names = [o.strip() for o in lines if o.strip()]
     return _read_batches(files, path, _class_names(names, what) if names else None, _binary_batch)
 
@@ -321,7 +321,7 @@ def _open_image(
 ):
     "Open an image of an accepted format and size"
     im = Image.open(f, formats=_formats)
-    if im.width*im.height>_max_pixels: raise ValueError(f'{im.width}x{im.height} pixels: there may be {_max_pixels:,}')
+    if im.width*im.height>_max_pixels: raise ValueError(f'{im.width}x{im.height} pixels: the limit is {_max_pixels:,}')
     im.load()
     return im
 
@@ -346,7 +346,7 @@ def _pixels(o):
 def as_image(
     o, # path, file, PIL image, array `(h,w)` or `(h,w,c)`, tensor `(c,h,w)`, or a tuple that begins with one of these
 )->np.ndarray: # (32,32,3), uint8
-    "Convert anything that is an image to 32x32 RGB"
+    "Convert an image of any supported type to 32x32 RGB"
     if isinstance(o, tuple): o = first(o)
     try:
         if isinstance(o, (Tensor,ndarray)): return _rgb32(Image.fromarray(np.ascontiguousarray(_pixels(o))))
@@ -364,7 +364,7 @@ _image_file = re.compile(r'(?:^|/)(train|test)/(?:.+/)?([^/]+)/[^/]+$', re.S)
 def _read_image_files(files, path):
     found = dict(train=[], test=[])
     items = sorted(files.items())
-    for name,read in progress_bar(items) if len(items)>5000 else items: # many take seconds
+    for name,read in progress_bar(items) if len(items)>5000 else items: # decoding many takes seconds
         split,label = _image_file.search(name).groups()
         found[split].append((_decode(name, read(), path), label))
     if empty := [k for k,v in found.items() if not v]:
@@ -372,11 +372,11 @@ def _read_image_files(files, path):
             'folder with one folder per class are required.')
     train,test = ({o for _,o in v} for v in found.values())
     if bad := [o for o in train|test if not _is_name(o)]:
-        raise UserError(f'{show_path(path)} has a class folder {show_path(min(bad))}: its name must be UTF-8.')
+        raise UserError(f'{show_path(path)} has a class folder {show_path(min(bad))}: its name must be valid UTF-8.')
     vocab = sorted(train)
     if new := test-train:
-        raise UserError(f"{show_path(path)} has test images of "
-            f"{show_path(', '.join(sorted(new)))} and no training images of it.")
+        raise UserError(f"{show_path(path)} has test images but no training images of "
+            f"{show_path(', '.join(sorted(new)))}: every class needs both.")
     idx = {o:i for i,o in enumerate(vocab)}
     res = [(torch.from_numpy(np.stack([o for o,_ in v])), tensor([idx[o] for _,o in v])) for v in found.values()]
     return Images(*res[0], *res[1], vocab)
@@ -404,27 +404,26 @@ def _layout_files(path):
         is_image = _layouts[i][1] is _read_image_files
         key = name if is_image else name.split('/')[-1].removesuffix('.bin')
         if key in found[i] and not is_image:
-            raise UserError(f'{show_path(path)} holds {key} twice: give the folder of one copy.')
+            raise UserError(f'{show_path(path)} holds {key} twice: specify the folder of one copy.')
         found[i][key] = read if is_dir else partial(noop, read())
     i = max(range_of(found), key=lambda i: len(found[i]))
     if not found[i]:
-        raise UserError(f'{show_path(path)} holds neither batches of CIFAR nor class folders with images: '
-            'train/<class>/* '
-            'and test/<class>/* would be right.')
+        raise UserError(f'{show_path(path)} contains neither CIFAR batches nor class folders with images: '
+            'the expected layout is train/<class>/* and test/<class>/*.')
     return _layouts[i][1],found[i]
 
 def read_images(
     path, # folder or archive in any layout of CIFAR, or with `train/<class>/*` and `test/<class>/*`
 )->Images:
-    "Both splits of the data set at `path`"
+    "Read both splits of the data set at `path`"
     try: read,files = _layout_files(path)
     except UserError: raise
     except Exception as e:
-        raise UserError(f'{show_path(path)} is damaged, incomplete or not an archive ({_why(e)}): get it again.') from e
+        raise UserError(f'{show_path(path)} is damaged, incomplete or not an archive ({_why(e)}): replace it.') from e
     return check_images(read(files, path), path)
 
 # %% ../../nbs/10_data.sources.ipynb #0d40cd53
-def cache_dir()->Path: # `CIFAR_FASTAI_CACHE`, or a folder beside fastai's data
+def cache_dir()->Path: # `CIFAR_FASTAI_CACHE`, or a folder next to fastai's data
     "Folder of the image cache"
     return Path(os.environ.get('CIFAR_FASTAI_CACHE') or fastai_path('data').parent/'cifar_fastai').expanduser()
 
@@ -526,10 +525,10 @@ def download_archive(
     part = dest.with_name(dest.name+'.part')
     for o in (dest, part):
         if os.path.lexists(o) and (o.is_symlink() or not o.is_file()):
-            raise UserError(f'{show_path(o)} is not a regular file: remove it, or give another root.')
+            raise UserError(f'{show_path(o)} is not a regular file: remove it, or set another root.')
     _receive(url, part)
     if (h := _sha256(part))!=sha256:
         part.unlink()
-        raise UserError(f'The download of {url} is not the data set: its SHA-256 is {h}, not '
+        raise UserError(f'The download of {url} does not match its checksum: its SHA-256 is {h}, not '
             f'{sha256}. It was deleted; run it again.')
     return part.replace(dest)

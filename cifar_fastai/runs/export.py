@@ -27,11 +27,11 @@ from ..studies.report import *
 
 # %% ../../nbs/75_runs.export.ipynb #54572e1e
 def _same_data(run, dls):
-    "Refuse `dls` of another source or split than the run"
+    "Refuse `dls` whose source or split differs from the run's"
     data = run.environment['data']
     if (dls.source_digest,dls.split)!=(data['source'],data['split']):
-        raise UserError(f"The data here that are {run.config['dataset']} are not those that {run.folder} was made "
-            "with: give the root where those are.")
+        raise UserError(f"The data found for {run.config['dataset']} are not those of {run.folder}: set root to the "
+            "location of the data of the run.")
     return dls
 
 def _normalization(dls):
@@ -73,7 +73,7 @@ def _origin(run):
     if run.row is None: return 'Its configuration is not one of the published rows.'
     k = run_group(run)
     if not k.changes: return f'It is the published row {run.row}.'
-    return f'It was derived from the published row {run.row}, and is not that row: {k.title}.'
+    return f'It was derived from the published row {run.row} and differs from it: {k.title}.'
 
 def _figures(facts, epochs):
     f,w = facts['figures'],facts['weights']
@@ -138,7 +138,7 @@ def export_run(
 def _export_facts(path):
     "The validated `config.json` of an export"
     if not os.path.lexists(path/'config.json'):
-        raise UserError(f'{path} is neither a run nor an exported one: it holds no config.yaml and no config.json.')
+        raise UserError(f'{path} is neither a run nor an exported run: it has no config.yaml and no config.json.')
     facts = read_json(path/'config.json')
     try:
         assert facts['format']=='cifar_fastai run' and isinstance(facts['config']['model'], str)
@@ -160,11 +160,11 @@ def _no_images(facts):
 # %% ../../nbs/75_runs.export.ipynb #28c84426
 def _with_weights(learn, sd, path):
     try: learn.model.load_state_dict(sd)
-    except RuntimeError: raise UserError(f'{path} holds weights of another network than its settings name.') from None
+    except RuntimeError: raise UserError(f'{path} has weights of another network than its configuration.') from None
     return learn
 
 def load_run(
-    path, # folder of a run, or one that `export_run` wrote
+    path, # folder of a run, or one written by `export_run`
     root=None, # folder or archive of a named data set, for the folder of a run; default: see `cifar_dls`
     weights:str='best', # of the 'best' epoch or the 'last'; ignored for an export
 )->Learner:
@@ -199,13 +199,13 @@ def _exported(path, weights, root):
 
 # %% ../../nbs/75_runs.export.ipynb #ef2d55bf
 def push_run(
-    path, # folder of a run, or one that `export_run` wrote
-    repo_id:str, # on the Hub: user/name
-    private:bool=False, # for you alone, if the repository is new?
+    path, # folder of a run, or one written by `export_run`
+    repo_id:str, # repository on the Hub, as user/name
+    private:bool=False, # make a new repository private?
     weights:str='best', # of the 'best' epoch or the 'last', of a run
-    root=None, # where a named data set is, for the folder of a run
-    api=None, # client; default `huggingface_hub.HfApi()`, which takes the token of `hf auth login`
-)->str: # address
+    root=None, # folder or archive of a named data set, for the folder of a run
+    api=None, # client; default `huggingface_hub.HfApi()`, which uses the token of `hf auth login`
+)->str: # URL of the repository
     "Upload a run to the Hugging Face Hub"
     api = api or _hub()
     with _exported(path, weights, root) as folder:

@@ -30,13 +30,13 @@ class Comparison:
     b:Run # second run
 
     settings = property(lambda self: _unlike(self.a.config, self.b.config),
-        doc='Setting -> (of a, of b), where they differ')
+        doc='Settings that differ: name -> (value of a, value of b)')
     environment = property(lambda self: _unlike(*map(_flat_environment, (self.a, self.b))),
-        doc='Version, device or data -> (of a, of b), where they differ')
+        doc='Versions, device and data that differ: name -> (value of a, value of b)')
 
     @property
     def first_difference(self):
-        "(epoch, column) of the first difference of the logs; None if they are equal up to the end of the shorter one"
+        "(epoch, column) of the first difference of the logs; None if equal up to the end of the shorter one"
         for x,y in zip(self.a.log, self.b.log):
             for k in x:
                 if k in y and k not in _measures and repr(x[k])!=repr(y[k]): return x['epoch'],k
@@ -57,8 +57,8 @@ def _reached(run):
 def _divergence(c):
     "A sentence on where the logs diverge"
     n = min(len(c.a.log), len(c.b.log))
-    if not n: return 'There is no epoch that both have.'
-    if c.first_difference is None: return f'The logs are the same bit for bit in the {n} epochs that both have.'
+    if not n: return 'The runs have no common epoch.'
+    if c.first_difference is None: return f'The logs are bitwise identical in the {n} common epochs.'
     i,k = c.first_difference
     return f'The logs differ from epoch {i+1} on: {k} is {c.a.log[i][k]!r} and {c.b.log[i][k]!r}.'
 
@@ -66,7 +66,7 @@ def _divergence(c):
 @patch
 def __str__(self:Comparison):
     names = [str(o.folder) for o in (self.a, self.b)]
-    parts = [_pair_table(v, names) if v else f'The same {k}.'
+    parts = [_pair_table(v, names) if v else f'Identical {k}.'
         for k,v in dict(settings=self.settings, environment=self.environment).items()]
     ra,rb = map(_reached, (self.a, self.b))
     return '\n\n'.join([*parts, _pair_table({k:(ra.get(k, '–'), rb.get(k, '–')) for k in ra|rb}, names),
@@ -95,7 +95,7 @@ def plot(self:Comparison)->Figure:
 
 def compare_runs(
     a, # folder of a run
-    b, # folder of another
+    b, # folder of another run
 )->Comparison:
     "Compare two runs, finished or not"
     return Comparison(read_run(a), read_run(b))

@@ -1,0 +1,94 @@
+'Evaluation of runs: measures against scikit-learn and loops by hand, views, corruptions, ensembles'
+import numpy as np, pytest, torch
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
+from cifar_fastai.cli import cifar_evaluate
+from cifar_fastai.core import UserError
+from cifar_fastai.data.loaders import cifar_dls
+from cifar_fastai.runs.config import RunConfig
+from cifar_fastai.runs.train import train
+from cifar_fastai.studies.evaluate import calibration_bins, calibration_error, corrupt, corruptions, evaluate, measures, tta_logits
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    d = tmp_path_factory.mktemp('runs')
+    cfg = RunConfig(model='lenet', dataset='digits', bs=64, epochs=2, lr=0.05, schedule='onecycle', threads=1)
+    return [str(train(cfg.override(seed=s), 'a', exps=d/'exps', gpu='cpu', bar=False, curves=False)) for s in range(2)]
+
+def random_probs(n=400, c=10):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, c, generator=g).mul(2).softmax(1),torch.randint(0, c, (n,), generator=g)
+
+def test_measures():
+    p,y = random_probs()
+    m = measures(p, y)
+    assert m['accuracy']==pytest.approx(accuracy_score(y, p.argmax(1)))
+    assert m['top5']==pytest.approx(top_k_accuracy_score(y, p, k=5))
+    assert m['nll']==pytest.approx(log_loss(y, p.double().numpy()), rel=1e-5)
+
+def test_calibration():
+    "Bins as scikit-learn's, and the error by hand"
+    p,y = random_probs()
+    conf,hit = p.max(1).values.double().numpy(),(p.argmax(1)==y).numpy()
+    acc,mean = calibration_curve(hit, conf, n_bins=15)
+    df = calibration_bins(p, y)
+    assert np.allclose(df.accuracy, acc) and np.allclose(df.confidence, mean) and df.n.sum()==len(y)
+    error = 0
+    for i in range(15):
+        at = (conf>=i/15) & (conf<(i+1)/15)
+        if at.any(): error += at.mean()*abs(conf[at].mean()-hit[at].mean())
+    assert calibration_error(p, y)==pytest.approx(error)
+
+def test_views():
+    'By hand: mirrored, and moved by a pixel with reflection'
+    x = torch.rand(2, 3, 8, 8)
+    w = torch.rand(10, 3*64)
+    def model(x): return x.flatten(1)@w.T
+    flip = (model(x)+model(x.flip(3)))/2
+    assert torch.allclose(tta_logits(model, x, 'flip'), flip)
+    pad = torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode='reflect'))
+    a,b = pad[:,:,:8,:8],pad[:,:,2:,2:]
+    moved = (model(a)+model(a.flip(3))+model(b)+model(b.flip(3)))/4
+    assert torch.allclose(tta_logits(model, x, 'shift'), (flip+moved)/2)
+
+@pytest.mark.parametrize('name', corruptions)
+def test_corruptions(name):
+    'More severe ones are farther from the image; the same every time; a batch is corrupted image by image'
+    x = cifar_dls('digits').valid_ds.x[:16]
+    far = [(corrupt(x, name, s).float()-x.float()).square().mean().item() for s in range(1, 6)]
+    assert (far==sorted(far) or name=='pixelate') and 0<far[0]<far[-1] # the grid of pixels may coincide with that of digits
+    assert torch.equal(corrupt(x, name), corrupt(x, name)) and corrupt(x, name).dtype==torch.uint8
+    if name!='noise': assert torch.equal(corrupt(x, name)[3:4], corrupt(x[3:4], name))
+
+def test_evaluate(runs):
+    e = evaluate(runs, robustness=True)
+    assert [r['run'] for r in e.rows]==[*runs, 'ensemble of 2'] and set(corruptions)<=set(e.rows[0])
+    one = evaluate(runs[1])
+    assert one.rows[0]['accuracy']==e.rows[1]['accuracy']
+    assert np.array_equal(one.confusion(), confusion_matrix(one.y, one.probs.argmax(1)))
+    assert torch.allclose(e.probs, (evaluate(runs[0]).probs+one.probs)/2)
+
+def test_stored_results_agree(runs):
+    'What a run stores of the test images is what evaluation finds'
+    from cifar_fastai.runs.folder import RunFolder
+    assert evaluate(runs[0]).rows[0]['accuracy']==pytest.approx(RunFolder(runs[0]).test().accuracy)
+
+def test_other_images(runs, tmp_path):
+    cfg = RunConfig(model='lenet', dataset='digits', bs=64, epochs=1, fraction=0.5, subset='first', threads=1)
+    other = train(cfg, 'b', exps=tmp_path, gpu='cpu', bar=False, curves=False)
+    if len(evaluate(other).y)==299: pytest.skip('digits have no published order')
+    with pytest.raises(UserError, match='different test images'): evaluate([runs[0], other])
+
+def test_command(runs, capsys, tmp_path):
+    cifar_evaluate(argv=[*runs, '--tta', 'flip', '--out', str(tmp_path/'o')])
+    out = capsys.readouterr().out
+    assert 'ensemble of 2' in out and 'ece' in out and 'Test-time augmentation: flip' in out
+    assert sorted(o.name for o in (tmp_path/'o').iterdir())==['confusion.csv', 'evaluation.json', 'evaluation.png']
+
+@pytest.mark.parametrize('argv,says', [([], 'no run to evaluate'), (['nowhere'], 'neither a run'), (['nowhere', '--tta', 'x'], ''),
+    (['nowhere', '--weights', 'x'], '')])
+def test_refused(argv, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e: cifar_evaluate(argv=argv)
+    err = capsys.readouterr().err
+    assert e.value.code==2 and says in err and err.count('\n')==1
