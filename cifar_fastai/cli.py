@@ -381,7 +381,7 @@ def cifar_compare(
     with atomic_write(out) as f: c.plot().savefig(f, format='png', dpi=100)
     print(f'\nboth are drawn in {out}')
 
-# %% ../nbs/90_cli.ipynb #5a70a7a4
+# %% ../nbs/90_cli.ipynb #25e4f1d2
 @command
 def cifar_evaluate(
     *runs:list, # folders of runs, such as exps/a/666; several are also evaluated as an ensemble
@@ -451,13 +451,14 @@ def cifar_bench(
     fraction:float=1., # fraction of the training images, stratified
     model:str='resnet20', # name of a backbone
     bs:int=128, # batch size
+    peers:bool=False, # other libraries as well, where they are installed?
     rounds:int=5, # number of rounds; medians are reported
     out:str='bench.json', # file for the figures
     data:str=None, # description of the data for the file (default: data set and fraction)
 ):
     "Measure the cost of an epoch, of each trick and of augmentation, relative to a bare PyTorch loop"
     from cifar_fastai.zoo.registry import create_model
-    from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,save_bench
+    from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,peer_cost,save_bench
     from cifar_fastai.data.loaders import cifar_dls
     from cifar_fastai.serialize import check_output
     check_output(out)
@@ -465,7 +466,9 @@ def cifar_bench(
     ts = all_tricks(create_model(model, dls.c))
     figures = dict(epoch=epoch_cost(model, dls, {k:ts[k] for k in ('MixUp','SAM')}, rounds))
     figures |= dict(tricks=epoch_cost(model, dls, ts, rounds, base='Learner'), data_cost=data_cost(dls, rounds))
+    if peers: figures['peers'] = peer_cost(model, dls, rounds)
     save_bench(out, data or f'{dataset}, {len(dls.train_ds):,} images',
         settings=dict(model=model, bs=bs, rounds=rounds), **figures)
-    for k,v in figures.items(): print(_table([{k:name, 'ratio':f"{r['ratio']:.3f}", 'seconds':f"{r['seconds']:.2f}"}
-        for name,r in v.items()]), end='\n\n')
+    def row(k, name, r):
+        return {k:name, 'ratio':f"{r['ratio']:.3f}", 'CPU ratio':f"{r['cpu_ratio']:.3f}", 'seconds':f"{r['seconds']:.2f}"}
+    for k,v in figures.items(): print(_table([row(k, name, r) for name,r in v.items()]), end='\n\n')
