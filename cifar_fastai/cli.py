@@ -82,7 +82,8 @@ def _parse(
     argv, # arguments; None: those of the process
 )->dict: # name -> value, of what was given
     "Parse the command line"
-    p = _Parser(prog=_prog(func), usage='%(prog)s [flags]', description=func.__doc__, allow_abbrev=False,
+    words = [f.name+' ...'*(f.type is list) for flags in groups.values() for f in flags if f.positional]
+    p = _Parser(prog=_prog(func), usage=' '.join(['%(prog)s', *words, '[flags]']), description=func.__doc__, allow_abbrev=False,
         argument_default=argparse.SUPPRESS)
     params = inspect.signature(func).parameters
     for title,flags in groups.items():
@@ -275,6 +276,7 @@ def cifar_reproduce(
     table:str=None, # number of a published table, such as 3.9
     rows:str=None, # ids or patterns of rows, separated by commas, such as "3.9/ss64_c,3.5/*"
     all:bool=False, # run every published row?
+    list:bool=False, # only list the rows with their published figures?
     seeds:int=1, # runs of each row, with seeds 0, 1, 2, ...
     epochs:int=None, # epochs instead of the row's; this and the flags down to --dataset change the row
     fraction:float=None, # fraction of the training images, stratified
@@ -292,6 +294,7 @@ def cifar_reproduce(
 ):
     "Run published rows that have not been run yet; resumable"
     from cifar_fastai.studies.experiments import check_jobs, select_experiments, plan, reproduce
+    if list: return print(_listed(select_experiments(table, rows, all or not (table or rows))))
     changes = dict(epochs=epochs, fraction=fraction, model=model, bs=bs, lr=lr, precision=precision,
         valid_every=valid_every, dataset=dataset)
     jobs = plan(select_experiments(table, rows, all), seeds, exps, **changes)
@@ -305,6 +308,13 @@ def cifar_reproduce(
     if failed: sys.exit(1)
 
 # %% ../nbs/90_cli.ipynb #ceff4c69
+def _listed(rows):
+    "Rows with their published figures and the command of each"
+    def figure(e):
+        top1,error = e.published['top1'],e.published['error']
+        return '' if top1 is None and error is None else f'{top1 if top1 is not None else 100-error:.2f}'
+    return _table([{'row':e.id, 'top-1, %':figure(e), 'command':f'cifar-reproduce --rows {e.id}'} for e in rows])
+
 def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.items() if v is not None]
 
 # %% ../nbs/90_cli.ipynb #7dbf63da
@@ -381,7 +391,7 @@ def cifar_compare(
     with atomic_write(out) as f: c.plot().savefig(f, format='png', dpi=100)
     print(f'\nboth are drawn in {out}')
 
-# %% ../nbs/90_cli.ipynb #25e4f1d2
+# %% ../nbs/90_cli.ipynb #228176bc
 @command
 def cifar_evaluate(
     *runs:list, # folders of runs, such as exps/a/666; several are also evaluated as an ensemble
@@ -470,5 +480,6 @@ def cifar_bench(
     save_bench(out, data or f'{dataset}, {len(dls.train_ds):,} images',
         settings=dict(model=model, bs=bs, rounds=rounds), **figures)
     def row(k, name, r):
-        return {k:name, 'ratio':f"{r['ratio']:.3f}", 'CPU ratio':f"{r['cpu_ratio']:.3f}", 'seconds':f"{r['seconds']:.2f}"}
+        return {k:name} | {what:f'{r[o]:.3f}' for what,o in (('ratio', 'ratio'), ('CPU ratio', 'cpu_ratio'),
+            ('seconds', 'seconds'))}
     for k,v in figures.items(): print(_table([row(k, name, r) for name,r in v.items()]), end='\n\n')
