@@ -83,8 +83,8 @@ def _parse(
 )->dict: # name -> value, of what was given
     "Parse the command line"
     words = [f.name+' ...'*(f.type is list) for flags in groups.values() for f in flags if f.positional]
-    p = _Parser(prog=_prog(func), usage=' '.join(['%(prog)s', *words, '[flags]']), description=func.__doc__, allow_abbrev=False,
-        argument_default=argparse.SUPPRESS)
+    p = _Parser(prog=_prog(func), usage=' '.join(['%(prog)s', *words, '[flags]']), description=func.__doc__,
+        allow_abbrev=False, argument_default=argparse.SUPPRESS)
     params = inspect.signature(func).parameters
     for title,flags in groups.items():
         group = p.add_argument_group(title)
@@ -338,6 +338,8 @@ def cifar_study(
     studies:str='studies', # folder of all studies
     pairs:bool=False, # add all compatible pairs of arms?
     equal_time:bool=False, # add a baseline of twice the epochs, if an arm takes two passes per step?
+    tune:str=None, # first tune every arm on a grid, such as "lr=0.05,0.1 wd=5e-4,1e-3", on held-out training images
+    tune_seeds:int=2, # number of seeds of each setting of the grid
     row:str=None, # published experiment that is the baseline, such as 3.9/ss64_orgin
     root:str=None, # folder or archive of a named data set
     gpu:str=None, # number of a GPU, or cpu (default: one process per GPU)
@@ -349,7 +351,8 @@ def cifar_study(
     cfg = study.study_config(cfg, gpu)
     found = study.create_arms(arms, cfg, pairs, equal_time, root=root)
     folder = Path(studies)/(name or study.study_name(cfg))
-    s = study.open_study(folder, found, range(first_seed, first_seed+seeds), write=not dry_run)
+    s = study.open_study(folder, found, range(first_seed, first_seed+seeds), not dry_run, tune, tune_seeds=tune_seeds,
+        root=root, gpu=gpu)
     if dry_run: return print(study.study_plan(s, gpu, root))
     study.run_study(s, root, gpu, workers, bar=sys.stdout.isatty())
     res = study.study_result(s)
@@ -391,7 +394,7 @@ def cifar_compare(
     with atomic_write(out) as f: c.plot().savefig(f, format='png', dpi=100)
     print(f'\nboth are drawn in {out}')
 
-# %% ../nbs/90_cli.ipynb #228176bc
+# %% ../nbs/90_cli.ipynb #d917de35
 @command
 def cifar_evaluate(
     *runs:list, # folders of runs, such as exps/a/666; several are also evaluated as an ensemble

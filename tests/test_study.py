@@ -284,3 +284,26 @@ def test_own_objects_refused(arm, says):
 def test_equal_time():
     assert [a.name for a in create_arms(['SAM()'], base, equal_time=True)]==['baseline', 'SAM()', 'epochs=4']
     assert [a.name for a in create_arms(['MixUp()'], base, equal_time=True)]==['baseline', 'MixUp()']
+
+# tuning
+
+def test_tuned():
+    'Every arm gets the same grid and budget, on held-out training images, and is frozen; the study is read with its settings'
+    longer = replace(base, epochs=8, valid_every=8, fraction=0.3)
+    s = open_study('s', create_arms(['MixUp()'], longer), range(2), tune='lr=1e-5,0.05', tune_seeds=2, gpu='cpu')
+    assert s.tuning['chosen']=={'baseline':dict(lr=0.05), 'MixUp()':dict(lr=0.05)} and s.tuning['runs']==8
+    tuned = list(Path('s/tuning/runs').glob('*/*/config.yaml'))
+    assert len(tuned)==8 and all('valid: holdout' in o.read_text() for o in tuned)
+    run_study(s, gpu='cpu', bar=False)
+    again = open_study('s', create_arms(['MixUp()'], longer), range(3), tune='lr=1e-5,0.05')
+    assert again.tuning==s.tuning and [a.config.lr for a in again.arms]==[0.05]*2 and len(again.seeds)==3
+    notes = ' '.join(study_result(s).notes())
+    assert '2 settings x 2 seeds for every arm (8 runs' in notes and 'MixUp() lr=0.05' in notes
+    with pytest.raises(UserError, match='was tuned: arms cannot be added'): open_study('s', create_arms(['SAM()'], longer), range(2))
+
+@pytest.mark.parametrize('grid,says', [('lr', 'write settings as'), ('', 'tune is empty'), ('lr=', 'write settings as'), ('lrr=1', "no setting 'lrr'"),
+    ('lr=-1', 'lr is -1'), ('model=nope', "no backbone 'nope'")])
+def test_bad_grid(grid, says):
+    with pytest.raises(UserError) as e: study('MixUp()', seeds=2, tune=grid or ' ', name='s', gpu='cpu', dataset='digits', model='lenet',
+        fraction=0.1, epochs=1)
+    assert says in str(e.value) and not Path('studies/s/study.json').exists()

@@ -6,13 +6,13 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.study.html.md"""
 
 # %% auto #0
 __all__ = ['Arm', 'create_arm', 'create_arms', 'Study', 'read_study', 'open_study', 'train_jobs', 'StudyInterrupted', 'run_study',
-           'study_runs', 'ArmResult', 'compare_arms', 'StudyResult', 'study_result', 'pack_study', 'load_study',
-           'study_plan', 'study_config', 'study_name', 'study']
+           'parse_grid', 'tune_arms', 'study_runs', 'ArmResult', 'compare_arms', 'StudyResult', 'study_result',
+           'pack_study', 'load_study', 'study_plan', 'study_config', 'study_name', 'study']
 
 # %% ../../nbs/77_studies.study.ipynb #c47503aa
 import ast, gc, hashlib, json, math, re
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore import xml
@@ -35,11 +35,16 @@ class Arm:
     name:str # as it was written
     config:RunConfig # of its runs, apart from the seed
 
+    def override(self, settings:dict):
+        "The arm with other settings"
+        return Arm(self.name, self.config.override(**settings))
+
     @property
     def folder(self):
         "Name of the folder of its runs"
         return file_name(name_part(self.name)).strip('.')
 
+# %% ../../nbs/77_studies.study.ipynb #cc5a9ca3
 def _value(text):
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError): return text
@@ -111,11 +116,12 @@ def create_arms(
 class Study:
     "Arms x seeds x one protocol"
     folder:Path # of the study
+    base:RunConfig # of the baseline, before tuning
     arms:list # of `Arm`; the baseline first
     seeds:list # of all runs
     declared:dict # `arms` and `seeds` of the first call
+    tuning:dict=None # result of `tune_arms`: `grid`, `seeds`, `chosen`, `runs`, `seconds`
 
-    base = property(lambda self: self.arms[0].config, doc='Configuration of the baseline')
     protocol = property(lambda self: {k:v for k,v in asdict(self.base).items() if k!='seed'},
         doc='Settings that all runs share')
 
@@ -148,41 +154,47 @@ class Study:
 def _facts(study):
     "The description of a study"
     return dict(format='cifar_fastai study', protocol=study.protocol, arms=[a.name for a in study.arms[1:]],
-        seeds=study.seeds, declared=study.declared)
+        seeds=study.seeds, declared=study.declared, tuning=study.tuning)
 
 # %% ../../nbs/77_studies.study.ipynb #d81b5116
 def _study(path, d):
     "A `Study` from its description `d`"
     try:
-        base = RunConfig(**d['protocol'])
+        base,tuning = RunConfig(**d['protocol']),d.get('tuning')
         arms = [Arm('baseline', base), *(create_arm(o, base) for o in d['arms'])]
+        if tuning: arms = [a.override(tuning['chosen'][a.name]) for a in arms]
         seeds,declared = [int(o) for o in d['seeds']],d['declared']
         assert set(declared['arms'])<=set(d['arms']) and set(declared['seeds'])<=set(seeds)
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise UserError(f'{path} is not a valid study{f": {e}" if isinstance(e, UserError) else "."}') from None
-    return Study(Path(path), arms, seeds, declared)
+    return Study(Path(path), base, arms, seeds, declared, tuning)
 
 def read_study(folder)->Study:
     "The study in a folder"
     return replace(_study(Path(folder)/'study.json', read_json(Path(folder)/'study.json')), folder=Path(folder))
 
+# %% ../../nbs/77_studies.study.ipynb #3f26ba9e
 def open_study(
     folder, # of the study
     arms:list, # of `create_arms`
     seeds, # of the runs
     write:bool=True, # write `study.json`?
+    tune:str=None, # grid of settings, see `tune_arms`
+    **kwargs # for `tune_arms`
 )->Study:
     "Create a study, or extend the one in `folder`"
     folder,names,seeds = Path(folder),[a.name for a in arms[1:]],list(seeds)
-    new = Study(folder, arms, seeds, dict(arms=names, seeds=seeds))
+    new = Study(folder, arms[0].config, arms, seeds, dict(arms=names, seeds=seeds))
     if (folder/'study.json').exists():
         old = read_study(folder)
         diff = [f'{k} {short(v)} there and {short(new.protocol[k])} here' for k,v in old.protocol.items()
             if v!=new.protocol[k]]
         if diff: raise UserError(f"{folder} holds another study ({', '.join(diff)}): give this one another name.")
         known = {a.name for a in old.arms}
-        arms = [*old.arms, *(a for a in arms if a.name not in known)]
-        new = Study(folder, arms, sorted({*old.seeds, *seeds}), old.declared)
+        added = [a for a in arms if a.name not in known]
+        new = replace(old, arms=[*old.arms, *added], seeds=sorted({*old.seeds, *seeds}))
+        if added and old.tuning: raise UserError(f'{folder} was tuned: arms cannot be added to it.')
+    elif tune and write: new = _tuned(new, tune, **kwargs)
     if write:
         with atomic_write(folder/'study.json', 'w') as f: f.write(json.dumps(_facts(new), indent=1)+'\n')
     return new
@@ -255,6 +267,48 @@ def run_study(
     else:
         for k,v in train_jobs(study, root, gpu, show).items(): print(f'{k[0]} seed {k[1]} failed: {v}')
     show()
+
+# %% ../../nbs/77_studies.study.ipynb #ff88eb6b
+_tuning_seed = 10**6 # first seed of tuning runs
+
+def parse_grid(
+    text:str, # such as `'lr=0.05,0.1 wd=5e-4,1e-3'`
+)->list: # of dicts, one per combination
+    "The settings of a grid"
+    axes = {}
+    for part in text.split():
+        key,eq,values = part.partition('=')
+        if not eq or not values:
+            raise UserError(f'tune is {short(text)}: write settings as "lr=0.05,0.1 wd=5e-4,1e-3".')
+        axes[key.replace('-', '_')] = [_value(o) for o in values.split(',')]
+    if not axes: raise UserError('tune is empty: write settings as "lr=0.05,0.1".')
+    return [dict(zip(axes, o)) for o in product(*axes.values())]
+
+# %% ../../nbs/77_studies.study.ipynb #a2b0cd4f
+def tune_arms(
+    study:Study, # whose arms are tuned
+    grid:list, # of `parse_grid`
+    seeds:int=2, # number of seeds of each setting
+    root=None, # folder or archive of a named data set
+    gpu:str=None, # number of a GPU, or cpu
+)->dict: # `grid`, `seeds`, `chosen` (arm -> setting), `runs`, `seconds`
+    "Choose a setting for every arm on a holdout of the training images"
+    points = [Arm(f'{a.name} {o}', a.config.override(**o, valid='holdout')) for a in study.arms for o in grid]
+    s = Study(study.folder/'tuning', study.base, points, list(range(_tuning_seed, _tuning_seed+seeds)), {})
+    for a in points:
+        if why := _fault(a, root=root): raise UserError(f'{a.name}: {why}')
+    train_jobs(s, root, gpu)
+    folders = {a.name:[s.run_folder(a, k) for k in s.seeds] for a in points}
+    runs = {k:[f.read() for f in fs if f.has('test.safetensors')] for k,fs in folders.items()}
+    def score(a, o): return np.mean([r.accuracy for r in rs]) if (rs := runs[f'{a.name} {o}']) else -1.
+    chosen = {a.name:max(grid, key=lambda o: score(a, o)) for a in study.arms}
+    every = [r for o in runs.values() for r in o]
+    return dict(grid=grid, seeds=seeds, chosen=chosen, runs=len(every), seconds=sum(r.seconds for r in every))
+
+def _tuned(study, tune, tune_seeds=2, **kwargs):
+    "The study with tuned arms"
+    tuning = tune_arms(study, parse_grid(tune), tune_seeds, **kwargs)
+    return replace(study, arms=[a.override(tuning['chosen'][a.name]) for a in study.arms], tuning=tuning)
 
 # %% ../../nbs/77_studies.study.ipynb #cfb26c1f
 def _result_of(arm, seed, test, run, seconds):
@@ -412,9 +466,17 @@ def notes(self:StudyResult)->list: # of sentences
     if self.added:
         found = '; '.join(f'{o.name} {_difference(o.difference)}, {o.verdict}' for o in self.added)
         res.append(f'Added after the declaration, adjusted among themselves: {found}.')
+    res += _tuning_note(self.study.tuning)
     runs = [o['run'] for o in self.every]
     about = f'Accuracy on the test images after the last epoch. {run_caption(runs)} Protocol {self.study.digest}.'
     return [*res, *_interactions(self), about]
+
+# %% ../../nbs/77_studies.study.ipynb #b180af56
+def _tuning_note(t):
+    if not t: return []
+    words = '; '.join(f"{a} {', '.join(f'{k}={v}' for k,v in o.items())}" for a,o in t['chosen'].items())
+    return [f"Tuned on held-out training images, {len(t['grid'])} settings x {t['seeds']} seeds for every arm "
+        f"({t['runs']} runs, {format_duration(t['seconds'])}): {words}."]
 
 def _span(seeds): return f'{min(seeds)} to {max(seeds)}' if len(seeds)>1 else str(seeds[0])
 
@@ -570,7 +632,7 @@ def study_config(
 
 def study_name(cfg:RunConfig)->str: # cfg: of the baseline
     "A name for a study: data, network and a digest of the protocol"
-    digest = Study(Path(), [Arm('baseline', cfg)], [], {}).digest
+    digest = Study(Path(), cfg, [], [], {}).digest
     return file_name(f'{name_part(Path(cfg.dataset).name)}-{name_part(cfg.model)}-{digest}')
 
 def study(
@@ -585,6 +647,8 @@ def study(
     gpu:str=None, # number of a GPU, or cpu
     workers:int=None, # processes; default: one per GPU, or one
     bar:bool=True, # show progress?
+    tune:str=None, # tune every arm on this grid, such as `'lr=0.05,0.1'`
+    tune_seeds:int=2, # number of seeds of each setting of the grid
     **settings # fields of `RunConfig`, of the baseline
 )->StudyResult:
     "Train a baseline and arms with paired seeds, and compare them"
@@ -593,7 +657,8 @@ def study(
     check_setting('seeds', seeds, 1)
     first_seed = check_range('first_seed', first_seed, 0, 2**31, whole=True)
     found = create_arms(arms, cfg, pairs, equal_time, root=root)
-    s = open_study(Path(studies)/(name or study_name(cfg)), found, range(first_seed, first_seed+seeds))
+    s = open_study(Path(studies)/(name or study_name(cfg)), found, range(first_seed, first_seed+seeds), tune=tune,
+        tune_seeds=tune_seeds, root=root, gpu=gpu)
     run_study(s, root, gpu, workers, bar)
     res = study_result(s)
     res.save()
