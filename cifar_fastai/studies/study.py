@@ -44,7 +44,7 @@ class Arm:
         "Name of the folder of its runs"
         return file_name(name_part(self.name)).strip('.')
 
-# %% ../../nbs/77_studies.study.ipynb #cc5a9ca3
+# %% ../../nbs/77_studies.study.ipynb #5c4cdee0
 def _value(text):
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError): return text
@@ -146,9 +146,11 @@ class Study:
         "Number of finished runs"
         return sum(self.run_folder(a, s).has('test.safetensors') for a,s in self.jobs())
 
-    def __repr__(self):
-        return (f'Study({self.folder}: {len(self.arms)-1} arms, {len(self.seeds)} seeds, '
-            f'{self.done()} of {len(self.jobs())} runs)')
+# %% ../../nbs/77_studies.study.ipynb #d895f43b
+@patch
+def __repr__(self:Study):
+    return (f'Study({self.folder}: {len(self.arms)-1} arms, {len(self.seeds)} seeds, '
+        f'{self.done()} of {len(self.jobs())} runs)')
 
 # %% ../../nbs/77_studies.study.ipynb #82144c74
 def _facts(study):
@@ -173,7 +175,7 @@ def read_study(folder)->Study:
     "The study in a folder"
     return replace(_study(Path(folder)/'study.json', read_json(Path(folder)/'study.json')), folder=Path(folder))
 
-# %% ../../nbs/77_studies.study.ipynb #3f26ba9e
+# %% ../../nbs/77_studies.study.ipynb #0d372587
 def open_study(
     folder, # of the study
     arms:list, # of `create_arms`
@@ -268,7 +270,7 @@ def run_study(
         for k,v in train_jobs(study, root, gpu, show).items(): print(f'{k[0]} seed {k[1]} failed: {v}')
     show()
 
-# %% ../../nbs/77_studies.study.ipynb #ff88eb6b
+# %% ../../nbs/77_studies.study.ipynb #2a989a89
 _tuning_seed = 10**6 # first seed of tuning runs
 
 def parse_grid(
@@ -284,7 +286,7 @@ def parse_grid(
     if not axes: raise UserError('tune is empty: write settings as "lr=0.05,0.1".')
     return [dict(zip(axes, o)) for o in product(*axes.values())]
 
-# %% ../../nbs/77_studies.study.ipynb #a2b0cd4f
+# %% ../../nbs/77_studies.study.ipynb #8464b1b0
 def tune_arms(
     study:Study, # whose arms are tuned
     grid:list, # of `parse_grid`
@@ -471,7 +473,7 @@ def notes(self:StudyResult)->list: # of sentences
     about = f'Accuracy on the test images after the last epoch. {run_caption(runs)} Protocol {self.study.digest}.'
     return [*res, *_interactions(self), about]
 
-# %% ../../nbs/77_studies.study.ipynb #b180af56
+# %% ../../nbs/77_studies.study.ipynb #6e7782b5
 def _tuning_note(t):
     if not t: return []
     words = '; '.join(f"{a} {', '.join(f'{k}={v}' for k,v in o.items())}" for a,o in t['chosen'].items())
