@@ -444,8 +444,8 @@ def test_a_file_per_fit(fits, stop, cb, tmp_path):
     assert sorted(o.name for o in (tmp_path/'b').glob('*.safetensors'))==['c-2.safetensors', 'c.safetensors']
 
 @pytest.mark.parametrize('first,second,message', [
-    (lambda l: l.fit(2), lambda l: l.fit(3), r'another fit \(epochs 2 there; epochs 3 here\)'),
-    (lambda l: l.fit(2, 0.1), lambda l: l.fit(2, 0.2), r'lr from 0.1 to 0.1 \(at most 0.1\) there; lr from 0.2'),
+    (lambda l: l.fit(2), lambda l: l.fit(3), r'another fit \(saved: epochs 2; current: epochs 3\)'),
+    (lambda l: l.fit(2, 0.1), lambda l: l.fit(2, 0.2), r'lr from 0.1 to 0.1 \(at most 0.1\); current: lr from 0.2'),
     (lambda l: l.fit_cosine(2, 0.1), lambda l: l.fit_one_cycle(2, 0.1), 'another fit'),
     (lambda l: l.fit_cosine(4, 0.1), lambda l: l.fit_multistep(4, 0.1), 'another fit')])
 def test_another_fit_is_refused(first, second, message, tmp_path):
@@ -462,7 +462,7 @@ def test_another_number_is_refused(tmp_path):
     learn = our_learner(path=tmp_path)
     run(learn, 1)
     run(learn, 2, cbs=Checkpoint(tmp_path/'c', resume=True))
-    with pytest.raises(UserError, match=r'another fit \(fit 2 there; fit 1 here\)'):
+    with pytest.raises(UserError, match=r'another fit \(saved: fit 2; current: fit 1\)'):
         run(our_learner(path=tmp_path), 2, cbs=Checkpoint(tmp_path/'c', resume=True))
 
 def test_who_cannot_be_resumed_is_named(tmp_path):
