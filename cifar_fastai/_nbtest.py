@@ -12,5 +12,5 @@ def quiet():
     from fastai.callback.progress import ProgressCallback
     from cifar_fastai.trick import tricks
     if ProgressCallback in defaults.callbacks: defaults.callbacks.remove(ProgressCallback)
-    tricks.update(tricks.of_modules) # another notebook, that ran in this process, may have registered its own
+    tricks.update(tricks.load().of_modules) # another notebook, that ran in this process, may have registered its own
     warnings.filterwarnings('ignore', message='load_learner')

@@ -1,4 +1,4 @@
-"""The commands
+"""Command-line interface
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
@@ -26,19 +26,19 @@ from .studies.launch import *
 # %% ../nbs/90_cli.ipynb #67cecfe5
 class Flag(NamedTuple):
     "A flag or positional argument of a command"
-    name:str # of the parameter
+    name:str # name of the parameter
     type:type # str, int, float, bool or list
     default:object # default value
     help:str # one line
-    positional:bool=False # an argument without a flag?
+    positional:bool=False # is it a positional argument?
 
     @property
     def convert(self):
-        "From text to the value"
+        "Function that converts text to a value"
         return {bool:true_or_false, list:str}.get(self.type, self.type)
 
 def true_or_false(v:str)->bool:
-    "The value of a boolean flag"
+    "Parse the value of a boolean flag"
     if v.lower() not in ('true', 'false'): raise argparse.ArgumentTypeError(f'{v!r} must be True or False')
     return v.lower()=='true'
 
@@ -79,8 +79,8 @@ def _add(group, f, required):
 def _parse(
     func, # the command
     groups:dict, # title -> flags
-    argv, # arguments; None: those of the process
-)->dict: # name -> value, of what was given
+    argv, # arguments (default: `sys.argv`)
+)->dict: # name -> value, for the flags that were given
     "Parse the command line"
     words = [f.name+' ...'*(f.type is list) for flags in groups.values() for f in flags if f.positional]
     p = _Parser(prog=_prog(func), usage=' '.join(['%(prog)s', *words, '[flags]']), description=func.__doc__,
@@ -96,7 +96,7 @@ def _parse(
 
 # %% ../nbs/90_cli.ipynb #b808b32c
 def _from_file(path, flags):
-    "The settings of a file: name -> value"
+    "Read the settings in a file: name -> value"
     flags,res = {f.name:f for f in flags},{}
     for k,v in read_config(path).items():
         f = flags.get(k.replace('-', '_'))
@@ -114,19 +114,19 @@ def _file_value(path, f, k, v):
     except ValueError: raise UserError(f'{path}: {k} is {short(v)}: it must be of type {f.type.__name__}.') from None
 
 def _check_value(f, v):
-    "Raise `UserError` for a value that no command can use"
+    "Raise `UserError` for an invalid value"
     if f.type is not list: check_setting(f.name, v, False if f.type is bool else f.default)
     if f.name=='root' and not Path(v).exists():
         raise UserError(f'root is {short(v)}, which does not exist: it must be a folder or an archive.')
     if f.name=='gpu' and not re.fullmatch('cpu|[0-9]{1,4}', v):
-        raise UserError(f'gpu is {short(v)}: it must be the number of a GPU, or cpu.')
+        raise UserError(f'gpu is {short(v)}: it must be the index of a GPU, or cpu.')
 
 # %% ../nbs/90_cli.ipynb #07b3fa97
 def resolve_config(
-    layers:list, # of (source, settings that were given), the strongest last
-    row:str=None, # published experiment below them
-)->tuple: # the `RunConfig`, and field -> source
-    "The configuration of a command"
+    layers:list, # (source, settings given there), in order of increasing priority
+    row:str=None, # published experiment to start from
+)->tuple: # `RunConfig`, and a dict of field -> source
+    "Merge the settings from all sources"
     from cifar_fastai.studies.experiments import experiment
     names = [f.name for f in fields(RunConfig)]
     cfg,sources = RunConfig(),dict.fromkeys(names, 'default')
@@ -142,7 +142,7 @@ def resolve_config(
 
 # %% ../nbs/90_cli.ipynb #591462ee
 def _output_error():
-    "The error of a line written to standard output, which is then discarded; None if it has none"
+    "Test whether standard output is writable: if not, discard it and return the error"
     try: print(flush=True)
     except OSError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -150,7 +150,7 @@ def _output_error():
 
 @contextmanager
 def _exits(prog):
-    "Turn a `UserError`, an error of the output, and an interrupt into exit codes"
+    "Convert a `UserError`, an output error or an interrupt to an exit code"
     def fail(msg, code):
         sys.stderr.write(f'{prog}: {msg}\n')
         sys.exit(code)
@@ -170,7 +170,7 @@ def command(
     func=None, # the function
     config=False, # does it take a `RunConfig` as `cfg`, resolved from flags, file and row?
 ):
-    "Make a command of `func`"
+    "Decorator: turn `func` into a command"
     if func is None: return partial(command, config=config)
     flags = [f for f in flags_of(func) if f.name!='cfg']
     groups = {'flags of this command':flags}
@@ -188,14 +188,14 @@ def command(
     return _f
 
 _sources = [Flag('config', str, None, 'file with settings, one per line, such as "bs: 64"; flags override it'),
-    Flag('print_config', bool, False, 'print every setting and its source, and train nothing?')]
+    Flag('print_config', bool, False, 'print every setting with its source, and exit?')]
 
 def _no_bars():
     from fastprogress import fastprogress
     fastprogress.NO_BAR = True
 
 def _call(func, flags, given):
-    "Call a command with what was given"
+    "Call a command with the flags that were given"
     for f in flags:
         if f.name in given: _check_value(f, given[f.name])
     args = []
@@ -232,20 +232,20 @@ def _shown(settings, sources):
 @command(config=True)
 def cifar_train(
     cfg, # `RunConfig` of the run
-    name:str=None, # name of the run (default: made from the configuration)
-    row:str=None, # published experiment that the other flags override, such as 3.9/ss64_cm (see cifar-reproduce)
+    name:str=None, # name of the run (default: derived from the configuration)
+    row:str=None, # published experiment to start from, such as 3.9/ss64_cm (see cifar-reproduce)
     root:str=None, # folder or archive of a named data set
     exps:str='exps', # folder that holds the runs
     resume:bool=False, # resume an interrupted run?
-    gpu:str=None, # number of a GPU, or cpu (default: the first GPU, if there is one)
-    deterministic:bool=False, # use deterministic kernels on a GPU, where torch has them?
-    tensorboard:bool=False, # write events for TensorBoard too?
-    nw:int=None, # ignored: there are no workers
+    gpu:str=None, # index of the GPU, or cpu (default: the first GPU, if available)
+    deterministic:bool=False, # use deterministic GPU kernels, where available?
+    tensorboard:bool=False, # also write TensorBoard event files?
+    nw:int=None, # ignored: data loading uses no worker processes
 ):
     "Train a backbone, in the folder exps/NAME/SEED/"
     from cifar_fastai.studies.experiments import experiment, run_name
     from cifar_fastai.runs.train import report, train
-    if nw is not None: print('cifar-train: --nw is ignored: there are no workers.', file=sys.stderr)
+    if nw is not None: print('cifar-train: --nw is ignored: data loading uses no worker processes.', file=sys.stderr)
     if row and not name: name = run_name(experiment(row), cfg)
     print(report(train(cfg, name, root, exps, resume, row, gpu, tensorboard, deterministic)))
 
@@ -253,13 +253,13 @@ def cifar_train(
 @command(config=True)
 def cifar_lr_find(
     cfg, # `RunConfig` of the run
-    row:str=None, # published experiment that the other flags override, such as 3.9/ss64_cm
+    row:str=None, # published experiment to start from, such as 3.9/ss64_cm
     root:str=None, # folder or archive of a named data set
-    gpu:str=None, # number of a GPU, or cpu (default: the first GPU, if there is one)
-    num_it:int=100, # steps
-    out:str='lr_find.png', # file for the picture
+    gpu:str=None, # index of the GPU, or cpu (default: the first GPU, if available)
+    num_it:int=100, # number of steps
+    out:str='lr_find.png', # file for the plot
 ):
-    "Train with a learning rate that grows with every step, plot the loss over it, and suggest one"
+    "Train with an increasing learning rate, plot the loss against it, and suggest a value"
     import matplotlib.pyplot as plt
     from cifar_fastai.runs.train import RunPlan, run_device
     from cifar_fastai.serialize import atomic_write, check_output
@@ -268,31 +268,31 @@ def cifar_lr_find(
     with learn.no_bar(): lr = learn.lr_find(num_it=num_it).valley
     with atomic_write(out) as f: plt.gcf().savefig(f, format='png', dpi=100)
     plt.close()
-    print(f'suggested learning rate: {lr:.2g} (the middle of the steepest part); the curve is in {out}')
+    print(f'suggested learning rate: {lr:.2g} (the middle of the steepest part); plot saved to {out}')
 
 # %% ../nbs/90_cli.ipynb #9d4b5c5b
 @command
 def cifar_reproduce(
     table:str=None, # number of a published table, such as 3.9
-    rows:str=None, # ids or patterns of rows, separated by commas, such as "3.9/ss64_c,3.5/*"
+    rows:str=None, # comma-separated ids or patterns of rows, such as "3.9/ss64_c,3.5/*"
     all:bool=False, # run every published row?
     list:bool=False, # only list the rows with their published figures?
-    seeds:int=1, # runs of each row, with seeds 0, 1, 2, ...
-    epochs:int=None, # epochs instead of the row's; this and the flags down to --dataset change the row
+    seeds:int=1, # number of runs per row, with seeds 0, 1, 2, ...
+    epochs:int=None, # override the row's number of epochs; likewise for the flags down to --dataset
     fraction:float=None, # fraction of the training images, stratified
-    model:str=None, # backbone instead of the row's
-    bs:int=None, # batch size instead of the row's
-    lr:float=None, # learning rate instead of the row's
+    model:str=None, # override the row's backbone
+    bs:int=None, # override the row's batch size
+    lr:float=None, # override the row's learning rate
     precision:str=None, # fp32, or mixed precision: bf16 or fp16
-    valid_every:int=None, # epochs between two validations
+    valid_every:int=None, # number of epochs between validations
     dataset:str=None, # data set, or folder or archive of images
     root:str=None, # folder or archive of a named data set
     exps:str='exps', # folder that holds the runs
-    gpu:str=None, # number of a GPU, or cpu (default: a process on each GPU)
-    workers:int=None, # processes that share the runs (default: one for each GPU, or one)
-    dry_run:bool=False, # only show the runs and an estimate of their time?
+    gpu:str=None, # index of the GPU, or cpu (default: one process per GPU)
+    workers:int=None, # number of processes that share the runs (default: one per GPU, at least one)
+    dry_run:bool=False, # only list the runs, and estimate their time?
 ):
-    "Run published rows that have not been run yet; resumable"
+    "Run the published rows that are not finished yet; resumable"
     from cifar_fastai.studies.experiments import check_jobs, select_experiments, plan, reproduce
     if list: return print(_listed(select_experiments(table, rows, all or not (table or rows))))
     changes = dict(epochs=epochs, fraction=fraction, model=model, bs=bs, lr=lr, precision=precision,
@@ -309,7 +309,7 @@ def cifar_reproduce(
 
 # %% ../nbs/90_cli.ipynb #ceff4c69
 def _listed(rows):
-    "Rows with their published figures and the command of each"
+    "Table of rows, with their published figures and commands"
     def figure(e):
         top1,error = e.published['top1'],e.published['error']
         return '' if top1 is None and error is None else f'{top1 if top1 is not None else 100-error:.2f}'
@@ -319,7 +319,7 @@ def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.i
 
 # %% ../nbs/90_cli.ipynb #7dbf63da
 def _dry(jobs, root, gpu):
-    "The runs, their states, and an estimate of the time on one device"
+    "Table of runs with their states and estimated times on one device"
     from cifar_fastai.studies.experiments import estimate
     times = estimate(jobs, root, gpu)
     def described(t): return t if isinstance(t, str) else '' if not t else f'about {format_duration(t)}'
@@ -333,20 +333,20 @@ def cifar_study(
     cfg, # `RunConfig` of the baseline
     *arms, # tricks such as "MixUp(0.2)" or "SAM() Cutout(8)", or settings such as "lr=0.2"
     seeds:int=5, # number of seeds
-    first_seed:int=0, # the first of them
+    first_seed:int=0, # first seed
     name:str=None, # name of the study (default: data, network and a digest of the settings)
-    studies:str='studies', # folder of all studies
+    studies:str='studies', # folder that holds the studies
     pairs:bool=False, # add all compatible pairs of arms?
-    equal_time:bool=False, # add a baseline of twice the epochs, if an arm takes two passes per step?
+    equal_time:bool=False, # add a baseline with twice the epochs, if an arm needs two passes per step?
     tune:str=None, # first tune every arm on a grid, such as "lr=0.05,0.1 wd=5e-4,1e-3", on held-out training images
-    tune_seeds:int=2, # number of seeds of each setting of the grid
-    row:str=None, # published experiment that is the baseline, such as 3.9/ss64_orgin
+    tune_seeds:int=2, # number of seeds per grid setting
+    row:str=None, # published experiment to use as the baseline, such as 3.9/ss64_orgin
     root:str=None, # folder or archive of a named data set
-    gpu:str=None, # number of a GPU, or cpu (default: one process per GPU)
-    workers:int=None, # processes that share the runs (default: one per GPU, or one)
-    dry_run:bool=False, # only show the runs, and what this number of seeds can show?
+    gpu:str=None, # index of the GPU, or cpu (default: one process per GPU)
+    workers:int=None, # number of processes that share the runs (default: one per GPU, at least one)
+    dry_run:bool=False, # only list the runs, and what this number of seeds can detect?
 ):
-    "Compare tricks or settings with a baseline over paired seeds: does this trick help?"
+    "Compare tricks or settings with a baseline over paired seeds"
     from cifar_fastai.studies import study
     cfg = study.study_config(cfg, gpu)
     found = study.create_arms(arms, cfg, pairs, equal_time, root=root)
@@ -364,7 +364,7 @@ def cifar_study(
 @command
 def cifar_report(
     table:str=None, # number of a published table, such as 3.9 (default: every row that was run)
-    rows:str=None, # ids or patterns of rows, separated by commas
+    rows:str=None, # comma-separated ids or patterns of rows
     exps:str='exps', # folder that holds the runs
     out:str='report', # folder for report.md, report.csv, report.png and report.html
     pool_code:bool=False, # pool runs of different versions of the library?
@@ -382,7 +382,7 @@ def cifar_compare(
     a:str, # folder of a run, such as exps/a/666
     b:str, # folder of another run
     /,
-    out:str=None, # file for a picture of both
+    out:str=None, # file for a plot of both runs
 ):
     "Compare the settings, environments and results of two runs"
     from cifar_fastai.studies.compare import compare_runs
@@ -392,15 +392,15 @@ def cifar_compare(
     print(c)
     if out is None: return
     with atomic_write(out) as f: c.plot().savefig(f, format='png', dpi=100)
-    print(f'\nboth are drawn in {out}')
+    print(f'\nplot saved to {out}')
 
 # %% ../nbs/90_cli.ipynb #d917de35
 @command
 def cifar_evaluate(
     *runs:list, # folders of runs, such as exps/a/666; several are also evaluated as an ensemble
     tta:str='none', # test-time augmentation: none, flip, or shift
-    robustness:bool=False, # accuracy under corruptions too?
-    weights:str='last', # of the last epoch, or the best
+    robustness:bool=False, # also measure accuracy under corruptions?
+    weights:str='last', # weights of which epoch: last or best
     root:str=None, # folder or archive of a named data set
     out:str=None, # folder for evaluation.json, confusion.csv and evaluation.png
 ):
@@ -416,27 +416,27 @@ def cifar_export(
     run:str, # folder of a run, such as exps/a/666
     /,
     out:str=None, # folder to write to (default: export, in the folder of the run)
-    weights:str='best', # of the best epoch, or the last
+    weights:str='best', # weights of which epoch: best or last
     root:str=None, # folder or archive of a named data set
     push:str=None, # also upload it to the Hugging Face Hub, as user/name
-    private:bool=False, # make a new repository private?
+    private:bool=False, # make the repository private, if it is new?
 ):
-    "Write a run's weights, model card and settings to a folder that load_run reads"
+    "Export a run's weights, model card and settings to a folder that `load_run` reads"
     from cifar_fastai.runs.export import export_run, push_run
     out = export_run(run, out, weights, root)
-    print(f'{out}/ holds model.safetensors, README.md (the model card) and config.json: '
-        f'load_run({str(out)!r}) gives a Learner that predicts')
+    print(f'{out}/ contains model.safetensors, README.md (the model card) and config.json: '
+        f'load_run({str(out)!r}) returns a Learner for inference')
     if push: print(push_run(out, push, private))
 
 # %% ../nbs/90_cli.ipynb #db797318
 def _table(rows):
-    "Rows of dicts as aligned text"
+    "Format a list of dicts as an aligned table"
     from tabulate import tabulate
     return tabulate(rows, 'keys', 'plain', disable_numparse=True)
 
 @command
 def cifar_zoo(
-    name:str='*', # a backbone, whose stages are shown, or a pattern such as 'resnet*'
+    name:str='*', # name of a backbone, to show its stages, or a pattern such as 'resnet*'
     /,
 ):
     "List the backbones, or show the stages of one"
@@ -448,7 +448,7 @@ def cifar_zoo(
 # %% ../nbs/90_cli.ipynb #7da8f0b4
 @command
 def cifar_tricks(
-    pattern:str='*', # names, such as 'Mix*'
+    pattern:str='*', # pattern of names, such as 'Mix*'
     /,
 ):
     "List the training tricks with their defaults"
@@ -464,9 +464,9 @@ def cifar_bench(
     fraction:float=1., # fraction of the training images, stratified
     model:str='resnet20', # name of a backbone
     bs:int=128, # batch size
-    peers:bool=False, # other libraries as well, where they are installed?
+    peers:bool=False, # also measure other libraries, where installed?
     rounds:int=5, # number of rounds; medians are reported
-    out:str='bench.json', # file for the figures
+    out:str='bench.json', # file for the results
     data:str=None, # description of the data for the file (default: data set and fraction)
 ):
     "Measure the cost of an epoch, of each trick and of augmentation, relative to a bare PyTorch loop"

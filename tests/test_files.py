@@ -403,7 +403,7 @@ def test_resuming_with_other_data_is_refused(monkeypatch, tmp_path, what):
     shutil.rmtree('images')
     image_folder(Path('images'), 255-x if what=='pixels' else x, y if what=='pixels' else (y+1)%4)
     before = tree_of('exps')
-    refused(lambda: small(resume=True, **kw), 'other data')
+    refused(lambda: small(resume=True, **kw), 'different data')
     assert tree_of('exps')==before
     shutil.rmtree('images')
     image_folder(Path('images'), x, y)
@@ -418,7 +418,7 @@ def test_resuming_elsewhere_warns_once(interrupted, changed):
     'One sentence that names what differs; the run is recorded as resumed there'
     edit(interrupted/'environment.json', **changed)
     with pytest.warns(UserWarning) as ws: small(resume=True)
-    said = [str(o.message) for o in ws if 'bit for bit' in str(o.message)]
+    said = [str(o.message) for o in ws if 'bitwise identical' in str(o.message)]
     assert len(said)==1 and '\n' not in said[0] and all(k in said[0] for k in changed), said
     env = read_run(interrupted).environment
     assert env[next(iter(changed))]==next(iter(changed.values())) and env['resumed'][0]['epoch']==1 and {*changed}<={*env['resumed'][0]}
@@ -426,7 +426,7 @@ def test_resuming_elsewhere_warns_once(interrupted, changed):
 def test_resuming_in_the_same_place_does_not_warn(interrupted, recwarn):
     small(resume=True)
     assert not [o for o in recwarn
-        if 'bit for bit' in str(o.message)] and 'resumed' not in read_run(interrupted).environment
+        if 'bitwise identical' in str(o.message)] and 'resumed' not in read_run(interrupted).environment
 
 @pytest.mark.parametrize('n', [1, 2])
 def test_threads_are_a_setting_of_a_run(monkeypatch, n):

@@ -105,20 +105,21 @@ trick_text = one_of(calls, calls, calls, words,
 def settings_of(f):
     'Name -> annotation of the flags of a command'
     res = {p.name:str(p.annotation) for p in inspect.signature(f.__wrapped__).parameters.values()
-        if p.kind!=p.POSITIONAL_ONLY}
+        if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)}
     if res.pop('cfg', None) is not None:
         res |= {o.name:str(o.type) for c in (RunConfig, PublishedTricks) for o in fields(c)}
     return res
 
 commands = {n:settings_of(getattr(cli, n)) for n in 'cifar_train cifar_lr_find cifar_reproduce cifar_report '
-    'cifar_compare cifar_export cifar_zoo cifar_tricks cifar_bench'.split()}
+    'cifar_compare cifar_export cifar_zoo cifar_tricks cifar_bench cifar_study cifar_evaluate'.split()}
 trains = 'cifar_train', 'cifar_lr_find'
 default_out = dict(cifar_train=['exps'], cifar_reproduce=['exps'], cifar_report=['report'],
     cifar_lr_find=['lr_find.png'], cifar_bench=['bench.json'],
-    cifar_compare=[], cifar_export=[], cifar_zoo=[], cifar_tricks=[])
+    cifar_compare=[], cifar_export=[], cifar_zoo=[], cifar_tricks=[], cifar_study=['studies'], cifar_evaluate=[])
 cheap = dict(cifar_train=flags+['--epochs', '1', '--fraction', '0.03'],
     cifar_lr_find=flags+['--fraction', '0.03', '--num-it', '10'],
     cifar_bench=['--model', 'toynet_s1_k3', '--fraction', '0.02', '--rounds', '1'],
+    cifar_study=flags+['--epochs', '1', '--fraction', '0.03', '--seeds', '1', '--gpu', 'cpu'],
     cifar_reproduce=['--rows', '3.1/wideresnet', '--model', 'toynet_s1_k3', '--dataset', 'digits', '--epochs', '1',
         '--fraction', '0.03', '--gpu', 'cpu', '--bs', '32'])
 streams = sampled_from(['']*8+['closed', 'full'])
@@ -135,9 +136,9 @@ def argument(draw, cmd, skip=('workers',)):
     if k=='workers' and v.strip().isdigit(): v = '1'
     flag = '--'+draw(sampled_from([k, k.replace('_', '-')]))
     words = [flag] if v is None else draw(sampled_from([[flag, v], [f'{flag}={v}']]))
-    return words,([v] if k in ('out', 'exps') and v is not None else [])
+    return words,([v] if k in ('out', 'exps', 'studies') and v is not None else [])
 
-def positional(cmd): return dict(cifar_compare=2, cifar_export=1, cifar_zoo=1, cifar_tricks=1).get(cmd, 0)
+def positional(cmd): return dict(cifar_compare=2, cifar_export=1, cifar_zoo=1, cifar_tricks=1, cifar_study=1, cifar_evaluate=1).get(cmd, 0)
 
 @composite
 def command_lines(draw):
@@ -145,8 +146,8 @@ def command_lines(draw):
     argv,outs = list(cheap.get(cmd, [])),list(default_out[cmd])
     if cmd=='cifar_reproduce' and not seldom(draw, 3): argv.append('--dry-run')
     n = draw(integers(0, positional(cmd)+1)) if seldom(draw, 6) else positional(cmd)
-    argv += [draw(words if seldom(draw, 5) else sampled_from(['lenet', 'resnet*'] if cmd=='cifar_zoo' else ['r']))
-        for _ in range(n)]
+    usual = dict(cifar_zoo=['lenet', 'resnet*'], cifar_study=valid+['lr=0.2', 'label_noise=0.1', 'epochs=2', 'bs=16'])
+    argv += [draw(words if seldom(draw, 5) else sampled_from(usual.get(cmd, ['r']))) for _ in range(n)]
     for _ in range(draw(integers(0, 4))):
         more,out = draw(argument(cmd))
         argv,outs = argv+more,outs+out

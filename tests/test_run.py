@@ -58,7 +58,7 @@ def test_run(capsys):
     argv = small+['--epochs', '2', '--name', 'a']
     cifar_train(argv=argv+['--nw', '4', '--tensorboard'])
     out,err = capsys.readouterr()
-    assert 'exps/a/666/ holds log.csv' in out and '--nw is ignored' in err
+    assert 'exps/a/666/ contains log.csv' in out and '--nw is ignored' in err
     folder = Path('exps/a/666')
     assert sorted(o.name for o in folder.iterdir())==sorted([*files, 'tensorboard'])
     with open(folder/'log.csv') as f: rows = list(csv.DictReader(f))
@@ -73,7 +73,7 @@ def test_run(capsys):
     before = contents(folder)
     cifar_train(argv=argv)
     assert contents(folder)==before
-    assert 'epochs 2 there and 3 here' in refused(capsys, small+['--epochs', '3', '--name', 'a'])
+    assert 'epochs is 2, not 3' in refused(capsys, small+['--epochs', '3', '--name', 'a'])
 
 def test_tensorboard():
     'Events hold the log'
@@ -195,7 +195,7 @@ def test_told_what_happened(capsys, monkeypatch):
     argv = small+['--epochs', '3', '--name', 'a']
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as e: cifar_train(argv=argv)
-    assert e.value.code==143 and 'was interrupted (SIGTERM) after 1 of 3 epochs and 4 batches, and everything is saved: resume it with --resume True' in capsys.readouterr().err
+    assert e.value.code==143 and 'was interrupted (SIGTERM) after 1 of 3 epochs and 4 batches, and its state is saved: resume it with --resume True' in capsys.readouterr().err
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]==handlers
     assert 'interrupted after 1 of 3 epochs and 4 batches: resume it with --resume True' in refused(capsys, argv)
 
@@ -246,7 +246,7 @@ def test_two_processes(capsys, processes):
     argv = small+['--epochs', '40', '--bs', '8', '--name', 'a']
     pid = processes.start(argv)
     wait_for('exps/a/666/log.csv')
-    assert 'is being run by another process: leave it to that one' in refused(capsys, argv+['--resume'])
+    assert 'is being trained by another process: wait for it to finish' in refused(capsys, argv+['--resume'])
     os.kill(pid, signal.SIGKILL)
     assert processes.ended()==-9
     check_whole('a')

@@ -148,7 +148,7 @@ def test_extended():
 
 def test_another_protocol():
     done('s', ['MixUp()'], range(1))
-    with pytest.raises(UserError, match='another study .*lr 0.05 there and 0.2 here'): open_study('s', create_arms(['MixUp()'],
+    with pytest.raises(UserError, match='another study .*lr is 0.05, not 0.2'): open_study('s', create_arms(['MixUp()'],
         replace(base, lr=0.2)), range(1))
 
 def test_incomplete():
@@ -272,7 +272,7 @@ def test_own_callback_and_network(tmp_path):
     a,b = (run[k].log[-1]['valid_loss'] for k in ('mine:Double(by=2.)', 'lr=0.1'))
     assert a==pytest.approx(b, rel=1e-4) and a!=run['baseline'].log[-1]['valid_loss']
 
-@pytest.mark.parametrize('arm,says', [('mine:Nothing()', "no callback in mine 'Nothing'"), ('mine:NoCallback()', 'must be a callback'),
+@pytest.mark.parametrize('arm,says', [('mine:Nothing()', "no callback in mine 'Nothing'"), ('mine:NoCallback()', 'must be a fastai callback'),
     ('mine:Broken()', "cannot be created (KeyError: \"'x'\")"), ('nomodule:A()', 'cannot be imported'), ('mine:Double(1, 2, 3)', 'cannot be created'),
     ('model=mine:number', 'must return a module'), ('model=mine:nope', "no network in mine 'nope'")])
 def test_own_objects_refused(arm, says):

@@ -1,4 +1,4 @@
-"""Stop at any moment and resume exactly
+"""Interrupt a fit at any point and resume it bit-exactly
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/runs.checkpoint.html.md"""
 
@@ -38,7 +38,7 @@ def _set_sums(r, sums):
     for m,sd in zip(r._train_mets, sums): vars(m).update(sd)
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #f056140f
-# saved otherwise, or without state
+# saved separately, or stateless
 _derived = TrainEvalCallback,Recorder,CastToTensor,ProgressCallback,MixedPrecision,ParamScheduler,MixHandler
 
 def _own_state(learn):
@@ -46,7 +46,7 @@ def _own_state(learn):
     return callback_names([cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')])
 
 def _others(learn):
-    "The other callbacks with state, by class and number"
+    "Other callbacks with state, by class and number"
     res = {}
     for cb in learn.cbs.sorted('order'):
         ours = hasattr(type(cb), 'state_dict') or getattr(type(cb), 'managed', False)
@@ -62,7 +62,7 @@ def _savable(v):
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #935b6ea9
 def _attributes(cb):
-    "Attributes of `cb` that are state: saved ones, and names of those that cannot be saved"
+    "State attributes of `cb`: those that can be saved, and the names of those that cannot"
     classes = [c for c in type(cb).__mro__ if c not in Callback.__mro__]
     args = {p for c in classes for p in inspect.signature(c.__init__).parameters}
     d = {k:v for k,v in vars(cb).items() if k not in args and k not in ('learn', 'run') and not callable(v)
@@ -70,7 +70,7 @@ def _attributes(cb):
     return {k:v for k,v in d.items() if _savable(v)},[k for k,v in d.items() if not _savable(v)]
 
 def _begun(learn):
-    "The attributes of other callbacks at the start of a fit"
+    "Attributes of other callbacks at the start of a fit"
     return {k:{a:pickle.dumps(v) for a,v in _attributes(cb)[0].items()} for k,cb in _others(learn).items()}
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #158a2f6c
@@ -94,10 +94,10 @@ def _inexact(cb):
 # %% ../../nbs/63_runs.checkpoint.ipynb #7f2049d3
 def learner_state(
     learn:Learner, # inside a fit
-    epoch:int=None, # completed epochs; default those up to the current one, included
+    epoch:int=None, # number of completed epochs (default: up to and including the current one)
     begun:dict=None, # attributes of other callbacks at the start of the fit, by name
 )->dict:
-    "Everything that determines how `learn` goes on"
+    "The complete training state of `learn`"
     scaler,grads = getattr(learn, 'scaler', None),[p.grad for p in learn.model.parameters()]
     if not any(g is not None and g.any() for g in grads): grads = None
     own = {k:cb.state_dict() for k,cb in _own_state(learn).items()}
@@ -111,11 +111,11 @@ def learner_state(
 # %% ../../nbs/63_runs.checkpoint.ipynb #9be86f97
 def _differs(what, saved, here):
     if set(saved)==set(here): return
-    raise UserError(f"The checkpoint was made with the {what} {', '.join(saved) or 'none'}, and here are "
-        f"{', '.join(here) or 'none'}: give the Learner the same.")
+    raise UserError(f"The checkpoint was made with the {what} {', '.join(saved) or 'none'}, but the Learner has "
+        f"{', '.join(here) or 'none'}: use the same.")
 
 def _check_opt(opt):
-    "Are the states of a torch optimizer those of its parameters?"
+    "Check that the states of a torch optimizer match its parameters"
     for p,state in getattr(getattr(opt, 'opt', None), 'state', {}).items():
         assert all(v.shape==p.shape for v in state.values() if isinstance(v, Tensor) and v.numel()>1)
 
@@ -125,13 +125,13 @@ def _set_grads(model, grads):
 # %% ../../nbs/63_runs.checkpoint.ipynb #9b3c4aa1
 def load_learner_state(
     learn:Learner, # inside a fit
-    sd:dict, # what `learner_state` returned
+    sd:dict, # state from `learner_state`
 ):
-    "Restore what `learner_state` returned"
+    "Restore the state returned by `learner_state`"
     own,others = _own_state(learn),_others(learn)
     _differs('tricks', sd['tricks'], own)
     try: learn.model.load_state_dict(sd['model'])
-    except RuntimeError as e: raise UserError('The checkpoint holds the weights of another network.') from e
+    except RuntimeError as e: raise UserError('The checkpoint contains the weights of another network.') from e
     learn.opt.load_state_dict(sd['opt'])
     _check_opt(learn.opt)
     if sd['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(sd['scaler'])
@@ -146,12 +146,12 @@ def load_learner_state(
 def _floats(v): return [float(o) for o in np.ravel(np.asarray(v, dtype=float))]
 
 def _sampled(cb, n_epoch, n=8):
-    "Hyperparameters that a scheduler sets, at `n+1` moments of a fit"
+    "Sample the hyperparameters set by a scheduler at `n+1` points of a fit"
     if hasattr(cb, 'curve'): return dict(lr=[_floats(cb.curve(cb.lr_max, n_epoch*i/n, n_epoch)) for i in range(n)])
     return {k:[[x for o in L(f) for x in _floats(o(i/n))] for i in range(n+1)] for k,f in cb.scheds.items()}
 
 def fit_facts(learn)->dict:
-    "What identifies the fit that is under way"
+    "Properties that identify the current fit"
     schedule = dict(lr=[[float(h['lr']) for h in learn.opt.hypers]])
     for cb in learn.cbs:
         if isinstance(cb, ParamScheduler): schedule.update(_sampled(cb, learn.n_epoch))
@@ -159,7 +159,7 @@ def fit_facts(learn)->dict:
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #eced86dd
 def _settings(learn):
-    "The settings of callbacks with state: name -> parameter -> value, where that is plain"
+    "Settings of callbacks with state, where they are plain values: name -> parameter -> value"
     def plain(v):
         return all(map(plain, v)) if isinstance(v, (tuple, list)) else v is None or isinstance(v,
             (bool, int, float, str))
@@ -177,29 +177,29 @@ def _described(k, v):
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #5370755c
 def _check_fit(file, sd, here):
-    "Refuse the checkpoint of another fit"
+    "Raise `UserError` if the checkpoint is of another fit"
     facts = sd['facts'] | dict(settings=_common(sd['facts']['settings'], here['settings']))
     here = here | dict(settings=_common(here['settings'], sd['facts']['settings']))
     diff = [k for k in here if here[k]!=facts[k]]
     if not diff: return
     there,now = (', '.join(_described(k, o[k]) for k in diff) for o in (facts, here))
-    raise UserError(f'{file} is the checkpoint of another fit ({there} there; {now} here): '
+    raise UserError(f'{file} is the checkpoint of another fit (saved: {there}; current: {now}): '
         'run the same fit to resume it, or use another path.')
 
 def _common(a, b):
-    "The settings of `a` that `b` has too, with another value: a parameter that was added or renamed is no difference"
+    "Settings of `a` that have another value in `b`: added and renamed parameters are ignored"
     return {k:{p:v for p,v in d.items() if p in b.get(k, {}) and b[k][p]!=v} for k,d in a.items() if k in b}
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #eabb62e6
 class Checkpoint(ManagedCallback):
-    "Saves everything after every epoch, and resumes from it"
+    "Save the complete training state after every epoch, and resume from it"
     order,skip_trial = step_order.checkpoint,True
     def __init__(self,
-        path, # file; ends in .safetensors
+        path, # path of the file, with suffix .safetensors
         resume:bool=False, # resume from the file if it exists?
-        every:int=1, # epochs between two checkpoints; the last epoch is always saved
-        seconds:float=0., # least time between two checkpoints; the first and the last epoch are always saved
-        signals:bool=False, # on SIGTERM or Ctrl-C, save after the batch and end the fit? Its number is then in `signal`
+        every:int=1, # number of epochs between checkpoints; the last epoch is always saved
+        seconds:float=0., # minimum time between checkpoints; the first and the last epoch are always saved
+        signals:bool=False, # on SIGTERM or Ctrl-C, save after the batch, set `signal` to its number, and end the fit?
     ):
         every,seconds = check_range('every', every, 1, 10**6, whole=True),check_range('seconds', seconds, 0, 10**6)
         store_attr()
@@ -235,7 +235,7 @@ class Checkpoint(ManagedCallback):
 # %% ../../nbs/63_runs.checkpoint.ipynb #6c737c01
 @patch(as_prop=True)
 def file(self:Checkpoint)->Path:
-    "The file of the current fit"
+    "Path of the current fit's checkpoint"
     p = Path(self.path)
     return p if not self.fits else p.with_name(f'{p.stem}-{self.fits+1}{p.suffix}')
 
@@ -266,11 +266,11 @@ def _finish(self:Checkpoint):
 # %% ../../nbs/63_runs.checkpoint.ipynb #2086a72d
 @contextmanager
 def _whole(file):
-    "One sentence for a checkpoint that lacks something, or holds something else"
+    "Convert errors of an incomplete or invalid checkpoint to `UserError`"
     try: yield
     except (UserError, torch.OutOfMemoryError): raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, AssertionError) as e:
-        damaged = f'{file} does not hold the state of this fit, or is damaged: remove it, or use another path.'
+        damaged = f'{file} does not contain the state of this fit, or is damaged: remove it, or use another path.'
         raise UserError(damaged) from e
 
 @patch
@@ -292,7 +292,7 @@ def _resume(self:Checkpoint, sd):
         load_learner_state(self.learn, sd)
         self.epochs,self.done,self.mid = sd['epoch'],sd['finished'],sd if 'iter' in sd else None
         training_run(self.learn).first_epoch = self.n_epoch if self.done else self.epochs
-    if hasattr(self.learn, 'progress') and self.create_mbar: self.progress.mbar.update(0) # it has to be started at 0
+    if hasattr(self.learn, 'progress') and self.create_mbar: self.progress.mbar.update(0) # it must start at 0
     if not self.done: self._warn_of(sd['others'])
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #c0123604
@@ -303,7 +303,7 @@ def _warn_of(self:Checkpoint, saved):
     names = [k for k,cb in here.items() if _inexact(cb)] + [k for k in saved if k not in here] + late
     names = ', '.join(dict.fromkeys(k.split()[0] for k in names))
     if names:
-        warnings.warn(f'{names} cannot be resumed exactly: the checkpoint does not hold all of its state.',
+        warnings.warn(f'{names} cannot be resumed exactly: the checkpoint does not contain all of its state.',
             stacklevel=2)
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #6411b120

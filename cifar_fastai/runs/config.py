@@ -1,4 +1,4 @@
-"""The configuration of a run, checked without importing torch
+"""Run configuration, validated without importing torch
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/runs.config.html.md"""
 
@@ -21,7 +21,7 @@ from ..core import *
 # %% ../../nbs/61_runs.config.ipynb #56149c46
 class Call(NamedTuple):
     "A name with arguments, such as `MixUp(alpha=0.2)`"
-    name:str # of the object to create
+    name:str # name of the object to create
     args:list # positional arguments
     kwargs:dict # keyword arguments
 
@@ -37,14 +37,14 @@ def _text(v):
 _own = re.compile(r"""("[^"]*"|'[^']*')|([A-Za-z_][\w.]*):(?=[A-Za-z_])""")
 
 def _encoded(s):
-    "`s` with each `module:Name` outside of quotes written as an identifier"
+    "Encode each unquoted `module:Name` in `s` as an identifier"
     return _own.sub(lambda m: m[1] or m[2].replace('.', '__dot__')+'__colon__', s)
 
 def _decoded(name): return name.replace('__colon__', ':').replace('__dot__', '.')
 
 # %% ../../nbs/61_runs.config.ipynb #85495f5c
 def _with_commas(s):
-    "`s` with a comma before each call that only a space separates from the one before it"
+    "Insert a comma between calls that are separated by a space only"
     words,depth = [],0
     for t in tokenize.generate_tokens(StringIO(re.sub(r'\s', ' ', s.strip())).readline):
         if not t.string.strip(): continue
@@ -56,7 +56,7 @@ def _with_commas(s):
 def _literal(o): return _as_call(o) if isinstance(o, ast.Call) else ast.literal_eval(o)
 
 def _as_call(o):
-    "The `Call` of a syntax tree"
+    "Convert a syntax tree to a `Call`"
     if isinstance(o, ast.Name): return Call(_decoded(o.id), [], {})
     names = [k.arg for k in getattr(o, 'keywords', ())]
     valid = isinstance(o, ast.Call) and isinstance(o.func,
@@ -66,8 +66,8 @@ def _as_call(o):
 
 # %% ../../nbs/61_runs.config.ipynb #4085172b
 def parse_calls(
-    s:str, # such as `'EMA(0.99) OneOf(MixUp(), CutMix())'`
-    name:str='tricks', # of the setting, for error messages
+    s:str, # text such as `'EMA(0.99) OneOf(MixUp(), CutMix())'`
+    name:str='tricks', # name of the setting, for error messages
 )->list: # of `Call`
     "Parse calls separated by commas or spaces"
     try:
@@ -90,7 +90,7 @@ def registry_table()->dict: # kind, such as trick or optimizer -> name -> dict w
 
 # %% ../../nbs/61_runs.config.ipynb #7b90045f
 def _checked(name, k, v, default):
-    "`v` as the parameter `k` of `name` takes it"
+    "Validate and convert `v` for the parameter `k` of `name`"
     if isinstance(v, Call): return resolve_call('trick', v)
     if default is None or isinstance(default, (list, str)) and isinstance(v, (tuple, list)) or v==default: return v
     if isinstance(default, bool): return check_bool(f'{name}: {k}', v)
@@ -102,18 +102,18 @@ def _checked(name, k, v, default):
 
 def resolve_call(
     kind:str, # trick, optimizer, schedule or loss
-    call:Call, # as written
-)->Call: # with every argument by name, without those that have their default
+    call:Call, # call as written
+)->Call: # with arguments passed by name, without those equal to their default
     "Check the name and the arguments of a call"
     table = registry_table()[kind]
-    if kind=='trick' and ':' in call.name: return call # of the user
+    if kind=='trick' and ':' in call.name: return call # user-defined
     if call.name not in table: raise unknown(kind, call.name, table)
     params = table[call.name]['params']
     names = [k for k in params if k!='*']
     given = dict(zip(names, call.args)) if '*' not in params else {}
     if unnamed := call.args[len(given):]:
         if '*' not in params:
-            raise UserError(f'{call.name} takes at most {len(names)} arguments, and {len(call.args)} were given.')
+            raise UserError(f'{call.name} takes at most {len(names)} arguments, but {len(call.args)} were given.')
     for k,v in call.kwargs.items():
         if k not in names: raise unknown(f'parameter of {call.name}', k, names)
         if k in given: raise UserError(f'{call.name} has {k} twice: keep one of them.')
@@ -132,11 +132,11 @@ limits = {k:dict(lo=lo, hi=hi, whole=d is _integers) for d in (_integers, _reals
 
 # %% ../../nbs/61_runs.config.ipynb #64b72da6
 def check_setting(
-    name:str, # of a field of `RunConfig`, or of a parameter of a command
-    v, # its value
-    default=None, # its default, which has the type of a valid value; if it is None, `v` may be None
+    name:str, # name of a `RunConfig` field or of a command's parameter
+    v, # value
+    default=None, # default, which determines the type; if it is None, `v` may be None
 ):
-    "Raise `UserError` if `v` is a number outside its `limits`, has another type than the default, or is unusable text"
+    "Raise `UserError` if `v` is outside its `limits`, differs in type from the default, or is invalid text"
     if v is None and default is None: return
     if name in limits: return check_range(name, v, **limits[name])
     if isinstance(default, bool): check_bool(name, v)
@@ -155,29 +155,29 @@ _choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), pr
 
 @dataclass
 class RunConfig:
-    "Everything that decides the result of a run"
+    "All settings that determine the result of a run"
     model:str='wideresnet' # name of a backbone
     dataset:str='cifar10' # cifar10, cifar100, digits, or a folder or archive of images
-    epochs:int=200 # epochs
+    epochs:int=200 # number of epochs
     bs:int=128 # training images per batch
-    lr:float=None # highest learning rate (default: 0.1 for sgd, nesterov and lars, 0.001 for the others)
+    lr:float=None # maximum learning rate (default: 0.1 for sgd, nesterov and lars, 0.001 for the others)
     tricks:list=field(default_factory=list) # training tricks as calls, such as "Cutout(8) MixUp(0.2) SAM()"
     optimizer:str='sgd' # optimizer as a call, such as "sgd(momentum=0.8)"
-    schedule:str='multistep' # fit policy as a call: "multistep(milestones=(60,120,160), gamma=0.2)", onecycle
+    schedule:str='multistep' # schedule as a call: "multistep(milestones=(60,120,160), gamma=0.2)", onecycle
     wd:float=5e-4 # weight decay
-    wd_bn_bias:bool=True # does weight decay apply to norms and biases?
+    wd_bn_bias:bool=True # apply weight decay to normalisation layers and biases?
     loss:str='CrossEntropy' # loss as a call
-    init:str=None # initial weights by name, such as kaiming_normal (default: those of the backbone's paper)
+    init:str=None # weight initialisation, such as kaiming_normal (default: that of the backbone's paper)
     fraction:float=1. # fraction of the training images to train on, stratified by class
-    subset:str='seed' # images of a fraction: by the run's "seed", "fixed" for all seeds, or the "first" of each split
+    subset:str='seed' # how to draw a fraction: by the run's "seed", "fixed" for all seeds, or the "first" of each split
     drop_last:bool=False # drop the last training batch if it is incomplete?
-    label_noise:float=0. # fraction of the training labels to replace by other classes
+    label_noise:float=0. # fraction of the training labels to replace with other classes
     valid:str='test' # select and validate on the "test" images, or on a "holdout" of the training images
-    valid_every:int=1 # epochs between two validations; the last epoch is always validated
+    valid_every:int=1 # number of epochs between validations; the last epoch is always validated
     precision:str='fp32' # fp32, or mixed precision: bf16 or fp16
-    compile:bool=False # compile the network? Worth it for long runs only
-    seed:int=666 # of all random numbers
-    threads:int=None # CPU threads (default: torch's choice)
+    compile:bool=False # compile the network? Only worthwhile for long runs
+    seed:int=666 # random seed
+    threads:int=None # number of CPU threads (default: torch's choice)
 
     def __post_init__(self):
         if self.init=='default': self.init = None
@@ -186,7 +186,7 @@ class RunConfig:
         for k in ('optimizer', 'schedule', 'loss'): setattr(self, k, _one_call(k, getattr(self, k)))
         for kind,k in (('backbone', 'model'), ('init', 'init')):
             name,table = getattr(self, k),registry_table()[kind]
-            known = name is None or name in table or k=='model' and ':' in name # of timm, or of the user
+            known = name is None or name in table or k=='model' and ':' in name # from timm, or user-defined
             if not known: raise unknown(kind, name, table)
         if self.lr is None: self.lr = 0.1 if self.call('optimizer').name in ('sgd', 'nesterov', 'lars') else 1e-3
 
@@ -201,7 +201,7 @@ def _check_types(self:RunConfig):
         if f.name in _choices and v not in _choices[f.name]: raise unknown(f.name, v, _choices[f.name])
 
 def _as_list(v):
-    "Tricks as a list of resolved calls, sorted: each has its place in the training step, whatever their order here"
+    "Tricks as a sorted list of resolved calls: the order given here does not affect the training step"
     if isinstance(v, (tuple, list)) and all(isinstance(o, str) for o in v): v = ' '.join(v)
     if not isinstance(v, str):
         raise UserError(f'tricks is {short(v)}: it must be a list of calls, such as ["Cutout(8)", "SAM()"].')
@@ -209,7 +209,7 @@ def _as_list(v):
     return sorted(str(resolve_call('trick', o)) for o in parse_calls(v))
 
 def _one_call(k, v):
-    "A setting that is a single call, without empty parentheses"
+    "Resolve a setting that is a single call, and strip empty parentheses"
     calls = parse_calls(v, k)
     if len(calls)!=1: raise UserError(f'{k} is {short(v)}: it must be one call, such as "{getattr(RunConfig, k)}".')
     return str(resolve_call(k, calls[0])).removesuffix('()')
@@ -217,13 +217,13 @@ def _one_call(k, v):
 # %% ../../nbs/61_runs.config.ipynb #5a270be8
 @patch
 def call(self:RunConfig, k:str)->Call: # `k`: optimizer, schedule or loss
-    "The call of a field"
+    "Parse the call in a field"
     return parse_calls(getattr(self, k), k)[0]
 
 # %% ../../nbs/61_runs.config.ipynb #aca77ef1
 @patch
-def override(self:RunConfig, **changes)->RunConfig: # changes: fields; None leaves a field as it is
-    "A copy with some fields replaced"
+def override(self:RunConfig, **changes)->RunConfig: # changes: fields; None leaves a field unchanged
+    "Return a copy with some fields replaced"
     names,changes = [f.name for f in fields(self)],{k:v for k,v in changes.items() if v is not None}
     for k in changes:
         if k not in names: raise unknown('setting', k, names)
@@ -238,7 +238,7 @@ def override(self:RunConfig, **changes)->RunConfig: # changes: fields; None leav
 # %% ../../nbs/61_runs.config.ipynb #0d6e265f
 @patch(as_prop=True)
 def data(self:RunConfig)->dict:
-    "The arguments of `cifar_dls` that select and batch the images"
+    "Arguments of `cifar_dls` that select and batch the images"
     drawn = self.fraction<1 or self.valid=='holdout' or self.label_noise>0
     seed = self.seed if self.subset=='seed' and drawn else 42
     rule = 'first' if self.subset=='first' else 'stratified'
@@ -247,47 +247,47 @@ def data(self:RunConfig)->dict:
 
 # %% ../../nbs/61_runs.config.ipynb #fc3a2c50
 def run_config(
-    settings:dict, # of a run: the fields of `RunConfig`, and `row`
+    settings:dict, # settings of a run: the fields of `RunConfig`, and `row`
 )->RunConfig:
-    "The configuration in the settings of a run"
+    "Create a `RunConfig` from the settings of a run"
     return RunConfig(**{k:v for k,v in settings.items() if k!='row'})
 
 # %% ../../nbs/61_runs.config.ipynb #d8d89bbd
 def file_name(
     s:str, # a name
-    n:int=150, # largest number of bytes
+    n:int=150, # maximum length in bytes
 )->str:
-    "`s` if it is short enough for the name of a file, else its beginning and a digest"
+    "Shorten `s` to at most `n` bytes if necessary: its beginning and a digest"
     b = s.encode()
     return s if len(b)<=n else f"{b[:n-9].decode(errors='ignore')}-{hashlib.blake2b(b, digest_size=4).hexdigest()}"
 
-def name_part(v)->str: # v: a value of a setting
-    "A value as part of a file name"
+def name_part(v)->str: # v: value of a setting
+    "Format a value as part of a file name"
     v = '_'.join(map(name_part, v)) if isinstance(v, list) else f'{v:g}' if isinstance(v, float) else str(v)
     return re.sub(r'[^\w.]+', '-', v).strip('-')
 
 @patch(as_prop=True)
 def name(self:RunConfig)->str:
-    "A name for the run, from model, data, schedule and tricks"
+    "Default name of the run, from model, data, schedule and tricks"
     fraction = [f'fraction{self.fraction:g}'] if self.fraction!=1 else []
     parts = [self.model, Path(self.dataset).name, self.schedule, *fraction, *self.tricks]
     return file_name('_'.join(map(name_part, parts)))
 
 # %% ../../nbs/61_runs.config.ipynb #a27d1565
 def _config_text(path):
-    "The text of a regular file of at most 1 MB"
+    "Read a regular file of at most 1 MB"
     check_setting('config', str(path), 'config')
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f'{path} is not a regular file: settings must be in one.')
+            raise UserError(f'{path} is not a regular file: it must be a YAML file of settings.')
         with open(path, encoding='utf-8') as f: text = f.read(2**20+1)
     except OSError as e: raise UserError(f'{path} cannot be read ({e.strerror}).') from None
     except UnicodeError: raise UserError(f'{path} is not YAML: it is not UTF-8 text.') from None
-    if len(text)>2**20: raise UserError(f'{path} is larger than 1 MB: settings are one per line, such as "bs: 64".')
+    if len(text)>2**20: raise UserError(f'{path} is larger than 1 MB: write one setting per line, such as "bs: 64".')
     return text
 
 def _check_flat(path, text):
-    "Refuse YAML that is not a mapping of names to plain values or lists of them"
+    "Raise `UserError` unless `text` maps names to scalars or lists of scalars"
     events = (e for e in yaml.parse(text, Loader=yaml.SafeLoader)
         if isinstance(e, (yaml.NodeEvent, yaml.CollectionEndEvent)))
     if not isinstance(next(events, None), yaml.MappingStartEvent):
@@ -298,7 +298,7 @@ def _check_flat(path, text):
         if not key and isinstance(e, yaml.SequenceStartEvent): e = next(o for o in events if not _is_plain(o))
         elif not _is_plain(e): e = None
         if e is None or not _is_plain(e) and not isinstance(e, yaml.SequenceEndEvent):
-            raise UserError(f'{path} has a value that is not plain: write one setting per line, such as "bs: 64".')
+            raise UserError(f'{path} is not flat YAML: write one setting per line, such as "bs: 64".')
         if key:
             if e.value in names: raise UserError(f'{path} has {short(e.value)} twice: keep one of them.')
             names.add(e.value)
@@ -308,7 +308,7 @@ def _is_plain(e): return isinstance(e, yaml.ScalarEvent) and not e.tag and not e
 
 # %% ../../nbs/61_runs.config.ipynb #d2d0045d
 def read_config(
-    path, # of a YAML file
+    path, # path of a YAML file
 )->dict: # name -> value
     "Read settings from a file"
     text = _config_text(path)
@@ -319,13 +319,13 @@ def read_config(
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f'{path} is not YAML: write one setting per line, such as "bs: 64".') from None
     if not all(isinstance(k, str) for k in cfg):
-        raise UserError(f'{path} has a name that is not text: write one setting per line, such as "bs: 64".')
+        raise UserError(f'{path} has a name that is not a string: write one setting per line, such as "bs: 64".')
     return cfg
 
 def write_config(
     cfg:dict, # name -> value
 )->str:
-    "Settings as YAML, one per line"
+    "Format settings as YAML, one per line"
     def line(k, v):
         if not isinstance(v, list): return yaml.safe_dump({k:v}, allow_unicode=True)
         return f"{k}: {yaml.safe_dump(v, default_flow_style=True, allow_unicode=True, width=float('inf'))}"

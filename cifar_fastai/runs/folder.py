@@ -1,4 +1,4 @@
-"""The folder of a run, and the only code that reads and writes it
+"""Read, write and lock the folder of a run
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/runs.folder.html.md"""
 
@@ -25,13 +25,13 @@ from .config import *
 
 # %% ../../nbs/64_runs.folder.ipynb #c72964db
 class RunFolder:
-    "The folder of a run: every file in it is read and written here"
+    "Reads and writes the files of a run"
     def __init__(self, path): self.path = Path(path)
     def __repr__(self): return f'RunFolder({self.path})'
     def has(self, name): return os.path.lexists(self.path/name)
     def write(self,
-        name, # of the file
-        text, # its contents
+        name, # name of the file
+        text, # contents
     ):
         "Write a text file atomically"
         with atomic_write(self.path/name, 'w', of_run=True) as f: f.write(text)
@@ -40,14 +40,14 @@ class RunFolder:
 def _number(s): return int(s) if re.fullmatch('[0-9]{1,15}', s) else float(s)
 
 def read_log(path)->list: # of dicts, one per epoch
-    "The rows of a `log.csv`"
+    "Read the rows of a `log.csv`"
     text = read_text(path, whole=True)
     try:
         rows = [{k:_number(v) for k,v in r.items()} for r in csv.DictReader(StringIO(text))]
         assert all(r['epoch']==i and 'accuracy' in r for i,r in enumerate(rows))
     except (KeyError, TypeError, ValueError, AssertionError, csv.Error):
         raise UserError(f'{path} is not the log of a run, or is incomplete.') from None
-    if not rows: raise UserError(f'{path} has no epoch.')
+    if not rows: raise UserError(f'{path} has no epochs.')
     lacks = [k for k in ('train_loss', 'valid_loss', 'seconds') if k not in rows[0]]
     if lacks: raise UserError(f"{path} lacks {', '.join(lacks)}.")
     if not all(0<=r['accuracy']<=1 for r in rows if not math.isnan(r['accuracy'])):
@@ -56,20 +56,20 @@ def read_log(path)->list: # of dicts, one per epoch
 
 @patch
 def log(self:RunFolder)->list: # of dicts, one per epoch
-    "The rows of `log.csv`; none if there is no such file"
+    "The rows of `log.csv`; empty if the file does not exist"
     return read_log(self.path/'log.csv') if self.has('log.csv') else []
 
 # %% ../../nbs/64_runs.folder.ipynb #77c5f257
-def best_row(rows:list)->dict: # rows: of `read_log`
-    "The row of the first epoch with the best accuracy"
+def best_row(rows:list)->dict: # rows: from `read_log`
+    "Row of the first epoch with the best accuracy"
     return max(rows, key=lambda r: -1 if math.isnan(r['accuracy']) else r['accuracy'])
 
 # %% ../../nbs/64_runs.folder.ipynb #943efcb2
 def plot_log(
-    rows:list, # of `read_log`
-    axs=None, # two matplotlib axes; default new ones
+    rows:list, # rows from `read_log`
+    axs=None, # two matplotlib axes (default: new ones)
 ):
-    "Losses and accuracy by epoch"
+    "Plot losses and accuracy by epoch"
     if axs is None: axs = plt.subplots(1, 2, figsize=(9,3), layout='constrained')[1]
     def curve(k, by=1):
         rs = [r for r in rows if not math.isnan(r[k])]
@@ -100,7 +100,7 @@ def write_curves(self:RunFolder, rows):
 # %% ../../nbs/64_runs.folder.ipynb #28ab274e
 @patch
 def settings(self:RunFolder)->dict: # name -> value
-    "`config.yaml`, validated"
+    "Read and validate `config.yaml`"
     path = self.path/'config.yaml'
     read_text(path, whole=True)
     cfg,known = read_config(path),['row', *(f.name for f in fields(RunConfig))]
@@ -123,11 +123,11 @@ def _lacking(d, types):
 
 @patch
 def environment(self:RunFolder)->dict:
-    "`environment.json`, validated"
+    "Read and validate `environment.json`"
     path = self.path/'environment.json'
     env = read_json(path)
     data = env.get('data') if isinstance(env, dict) else None
-    if not isinstance(data, dict): raise UserError(f'{path} does not say on which data the run was made.')
+    if not isinstance(data, dict): raise UserError(f'{path} does not describe the data of the run.')
     bad = _lacking(env, dict(cifar_fastai=str, device=str, commit=(str, type(None)))) + _lacking(data, _of_data)
     bad = bad or _lacking(data['split'], _of_split)
     bad += [k for k in ('train_images', 'test_images') if k not in bad and not 0<=data[k]<2**63]
@@ -139,28 +139,28 @@ _weights = dict(best='best.safetensors', last='last.safetensors')
 
 @patch
 def weights(self:RunFolder,
-    kind:str='best', # of the 'best' epoch or the 'last'
+    kind:str='best', # 'best' or 'last' epoch
 )->dict: # name -> tensor
-    "The weights of the network"
+    "Load the weights of the network"
     if kind not in _weights: raise unknown('kind of weights', kind, _weights)
     path = self.path/_weights[kind]
-    if not os.path.lexists(path): raise UserError(f'{path} is missing: there are no weights to take from {self.path}.')
+    if not os.path.lexists(path): raise UserError(f'{path} is missing: {self.path} does not contain these weights.')
     return {k:v.clone().contiguous() for k,v in load_weights(path).items()}
 
 @patch
-def weight_mib(self:RunFolder)->float|None: # None if there is none
+def weight_mib(self:RunFolder)->float|None: # None if the file does not exist
     "Size of `best.safetensors` in MiB"
     path = self.path/'best.safetensors'
     if not os.path.lexists(path): return None
     with os_errors(path, 'is not a valid file of weights'):
-        if not path.is_file(): raise UserError(f'{path} is not a file of weights.')
+        if not path.is_file(): raise UserError(f'{path} is not a valid file of weights.')
         with safe_open(path, 'pt'): return path.stat().st_size/2**20
 
 # %% ../../nbs/64_runs.folder.ipynb #bcc678ad
 class TestResult(NamedTuple):
     "Results of a run on the test images"
     correct:np.ndarray # classified correctly? `(n,)`, bool
-    log_likelihood:np.ndarray # of the labels, `(n,)`, float16
+    log_likelihood:np.ndarray # log likelihood of the labels, `(n,)`, float16
     labels:str # digest of the labels
 
     @property
@@ -179,7 +179,7 @@ def write_test(self:RunFolder,
     save_tensors(self.path/'test.safetensors', dict(correct=bits, log_likelihood=ll), dict(labels=digest))
 
 @patch
-def test(self:RunFolder)->TestResult|None: # None if there is no such file
+def test(self:RunFolder)->TestResult|None: # None if the file does not exist
     "Read `test.safetensors`"
     path = self.path/'test.safetensors'
     if not self.has('test.safetensors'): return None
@@ -195,20 +195,20 @@ def test(self:RunFolder)->TestResult|None: # None if there is no such file
 def _progress_words(at, epochs): return f'{at[0]} of {epochs} epochs' + (f' and {at[1]} batches' if at[1] else '')
 
 @patch
-def progress(self:RunFolder)->tuple|None: # (finished epochs, batches of the next one); None if there is no checkpoint
-    "How far the run was trained"
+def progress(self:RunFolder)->tuple|None: # (completed epochs, batches of the next one); None without a checkpoint
+    "Training progress of the run"
     path = self.path/'last.safetensors'
     if not os.path.lexists(path): return None
     at = dict(epoch=None, iter=0) | load_tree(path, ['epoch', 'iter'])
     known = all(type(o) is int and 0<=o<2**31 for o in at.values())
-    if not known: raise UserError(f'{path} does not say how many epochs were trained.')
+    if not known: raise UserError(f'{path} has no valid number of completed epochs.')
     return at['epoch'],at['iter']
 
 @patch
 def state(self:RunFolder,
-    epochs:int, # of the run
+    epochs:int, # number of epochs of the run
 )->str: # missing, interrupted, running, or finished
-    "The state of the run"
+    "State of the run"
     at = self.progress()
     if at and at[0]>=epochs: return 'finished'
     if self.is_locked(): return 'running'
@@ -222,26 +222,26 @@ class RunInterrupted(UserError):
     "A run that was interrupted by a signal and can be resumed; `code` is the exit code of a command"
     def __init__(self,
         folder, # `RunFolder`
-        signal, # that interrupted it
-        epochs:int, # of the run
+        signal, # signal that interrupted it
+        epochs:int, # number of epochs of the run
     ):
         self.code = 128+signal
         at = _progress_words(folder.progress(), epochs)
-        super().__init__(f'{folder.path} was interrupted ({signal.name}) after {at}, and everything is saved: '
-            'resume it with --resume True, or with cifar-reproduce again.')
+        super().__init__(f'{folder.path} was interrupted ({signal.name}) after {at}, and its state is saved: '
+            'resume it with --resume True, or by running cifar-reproduce again.')
 
 # %% ../../nbs/64_runs.folder.ipynb #26ca34db
 _trained = 'last.safetensors', 'log.csv', 'best.safetensors'
 
 def _remove(folders):
-    "Remove folders in which nothing was written"
+    "Remove folders that contain no files"
     for o in folders:
         with suppress(OSError): (o/'.lock').unlink()
         with suppress(OSError): o.rmdir()
 
 @patch
 def _clean(self:RunFolder, new):
-    "Remove the files of a run that has not trained, and the folders `new` that were created for it"
+    "Remove the files of a run that was not trained, and the folders `new` created for it"
     if not self.path.is_dir(): return
     if not any((self.path/o).exists() for o in _trained):
         for o in ('config.yaml', 'environment.json'): (self.path/o).unlink(missing_ok=True)
@@ -257,8 +257,8 @@ def _acquire(self:RunFolder):
         if not regular: raise UserError(f'{path} is not a regular file: remove it.')
         try: return FileLock(path).acquire(timeout=0.1) # `is_locked` may hold it for a moment
         except Timeout:
-            raise RunLocked(f'{self.path} is being run by another process: leave it to that '
-                'one, or give this run another --name.') from None
+            raise RunLocked(f'{self.path} is being trained by another process: wait for it '
+                'to finish, or choose another --name.') from None
 
 @patch
 def is_locked(self:RunFolder)->bool:
@@ -273,7 +273,7 @@ def is_locked(self:RunFolder)->bool:
 @patch
 @contextmanager
 def lock(self:RunFolder):
-    "Hold the run, or raise `RunLocked` if another process does"
+    "Context manager that locks the run; raises `RunLocked` if another process holds the lock"
     check_folder(self.path)
     new = [o for o in (self.path, *self.path.parents) if not os.path.lexists(o)]
     try: held = self._acquire()
@@ -291,32 +291,32 @@ _free = 'threads', # a resumed run may have another value
 
 @patch
 def _check_same(self:RunFolder, cfg):
-    "Refuse a folder that holds another run than `cfg`"
+    "Raise `UserError` if the folder contains a run other than `cfg`"
     old = self.settings()
-    diff = [f'{k} {short(old[k])} there and {v!r} here' for k,v in cfg.items() if old.get(k)!=v and k not in _free]
-    if diff: raise UserError(f"{self.path} holds another run ({', '.join(diff)}): give this one another --name.")
+    diff = [f'{k} is {short(old[k])}, not {v!r}' for k,v in cfg.items() if old.get(k)!=v and k not in _free]
+    if diff: raise UserError(f"{self.path} contains another run ({', '.join(diff)}): choose another --name.")
 
 @patch
 def is_finished(self:RunFolder,
     cfg:dict, # settings of the run
     resume:bool, # may an interrupted run be resumed?
 )->bool:
-    "Is the run `cfg` finished? Refuses a folder that holds another run, or this one interrupted"
+    "Is the run `cfg` finished? Raises `UserError` if the folder contains another run, or this one interrupted"
     found = [o for o in _trained if self.has(o)]
     if not found: return False
-    alone = f'{self.path} holds {found[0]} and no config.yaml: give this run another --name.'
+    alone = f'{self.path} contains {found[0]} but no config.yaml: choose another --name.'
     if not self.has('config.yaml'): raise UserError(alone)
     self._check_same(cfg)
     at = self.progress()
     if at is None:
         if len(rows := self.log())>1:
-            raise UserError(f'{self.path} holds {len(rows)} epochs in log.csv and no last.safetensors to resume '
-                'from: give this run another --name.')
+            raise UserError(f'{self.path} has {len(rows)} epochs in log.csv but no last.safetensors to resume '
+                'from: choose another --name.')
         return False
     if at[0]>=cfg['epochs']: return True
     if resume: return False
-    raise UserError(f"{self.path} holds this run, interrupted after {_progress_words(at, cfg['epochs'])}: "
-        'resume it with --resume True, or give this one another --name.')
+    raise UserError(f"{self.path} contains this run, interrupted after {_progress_words(at, cfg['epochs'])}: "
+        'resume it with --resume True, or choose another --name.')
 
 # %% ../../nbs/64_runs.folder.ipynb #6d2acbf1
 _same_bits = 'device threads deterministic torch torchvision fastai numpy python cifar_fastai commit'.split()
@@ -325,22 +325,22 @@ def _json(o): return json.dumps(o, indent=1)+'\n'
 
 @patch
 def _resumed(self:RunFolder, env, at):
-    "The files that change when the run is resumed"
+    "The files to update when the run is resumed"
     old = self.environment()
     if any(old['data'][k]!=env['data'][k] for k in _of_data):
-        raise UserError(f'{self.path} was trained on other data than these: resume it with '
-            'the images that it started with, '
-            'or give this run another --name.')
+        raise UserError(f'{self.path} was trained on different data: resume it with '
+            'the original images, '
+            'or choose another --name.')
     changed = {k:env[k] for k in _same_bits if k in old and old[k]!=env[k] and (k!='threads' or 'CPU' in env['device'])}
     if not changed: return {}
     said = ', '.join(f'{k} {short(v)} instead of {short(old[k])}' for k,v in changed.items())
-    warnings.warn(f'{self.path} is resumed with {said}, so the result is not bit for bit that of an uninterrupted run.')
+    warnings.warn(f'{self.path} is resumed with {said}: the result is not bitwise identical to an uninterrupted run.')
     return {'environment.json':_json(old | dict(resumed=[*old.get('resumed', []), dict(epoch=at[0]) | changed]))}
 
 @patch
 def start_files(self:RunFolder,
     cfg:dict, # settings of the run
-    env:dict, # its environment
+    env:dict, # environment of the run
 )->dict: # name -> text
     "The files to write before the first batch"
     at = self.progress()
@@ -350,11 +350,11 @@ def start_files(self:RunFolder,
 # %% ../../nbs/64_runs.folder.ipynb #204544ac
 @dataclass(frozen=True, repr=False)
 class Run:
-    "The contents of the folder of a run"
-    folder:Path # of the run
-    config:dict # its settings: the fields of `RunConfig`, and `row`
+    "The contents of a run folder"
+    folder:Path # folder of the run
+    config:dict # settings: the fields of `RunConfig`, and `row`
     environment:dict # versions, device, code and data
-    log:list # of dicts, one per epoch
+    log:list # list of dicts, one per epoch
     weight_mib:float|None=None # size of `best.safetensors`
 
     def __repr__(self): return f'Run({self.folder}, {len(self.log)} of {self.epochs} epochs)'
@@ -363,33 +363,33 @@ class Run:
     seed = property(lambda self: self.config['seed'])
     epochs = property(lambda self: self.config['epochs'])
     finished = property(lambda self: len(self.log)==self.epochs)
-    best = property(lambda self: best_row(self.log), doc='Row of the epoch with the best accuracy, the first of them')
-    accuracy = property(lambda self: self.log[-1]['accuracy'], doc='After the last epoch')
+    best = property(lambda self: best_row(self.log), doc='Row of the first epoch with the best accuracy')
+    accuracy = property(lambda self: self.log[-1]['accuracy'], doc='Accuracy after the last epoch')
     best_accuracy = property(lambda self: self.best['accuracy'])
     best_epoch = property(lambda self: self.best['epoch'])
-    seconds = property(lambda self: sum(self.column('seconds')), doc='Of all epochs')
-    peak_memory = property(lambda self: max(self.column('peak_memory_mib'), default=math.nan), doc='In MiB')
+    seconds = property(lambda self: sum(self.column('seconds')), doc='Total time of all epochs')
+    peak_memory = property(lambda self: max(self.column('peak_memory_mib'), default=math.nan), doc='Peak memory in MiB')
 
     def column(self, name):
-        "The values of a column of the log, without missing ones"
+        "Values of a column of the log, without missing ones"
         return [r[name] for r in self.log if not math.isnan(r.get(name, math.nan))]
 
 # %% ../../nbs/64_runs.folder.ipynb #5be5b34b
 @patch
 def read(self:RunFolder)->Run:
-    "The run, every file of it validated"
+    "Read the run, and validate all its files"
     if not os.path.isdir(self.path): raise UserError(f'There is no folder {self.path}.')
     run = Run(self.path, self.settings(), self.environment(), self.log(), self.weight_mib())
     n = len(run.log)
-    if n>run.epochs: raise UserError(f'{self.path}/log.csv has {n} epochs, and config.yaml only {run.epochs}.')
+    if n>run.epochs: raise UserError(f'{self.path}/log.csv has {n} epochs, but config.yaml only {run.epochs}.')
     if run.finished and math.isnan(run.accuracy):
-        raise UserError(f'{self.path}/log.csv has no accuracy of the last epoch.')
+        raise UserError(f'{self.path}/log.csv has no accuracy for the last epoch.')
     return run
 
 def run_folders(
     exps='exps', # folder that holds the runs, at any depth
 )->list: # of `RunFolder`, by name and seed
-    "Folders that contain files of a run"
-    if not os.path.isdir(exps): raise UserError(f'There is no folder {exps} with runs.')
+    "Find the folders that contain files of a run"
+    if not os.path.isdir(exps): raise UserError(f'There is no folder {exps}.')
     found = {f.parent for name in ('config.yaml', 'environment.json', 'log.csv') for f in Path(exps).rglob(name)}
     return [RunFolder(o) for o in sorted(found, key=lambda o: (o.parent, len(o.name), o.name))]

@@ -1,4 +1,4 @@
-"""The published command line, translated into a run configuration
+"""Translate the published command line into a run configuration
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/runs.published.html.md"""
 
@@ -21,42 +21,42 @@ class PublishedFlags:
     nesterov:bool=None # Nesterov momentum?
     weight_decay:float=None # weight decay (5e-4)
     sched:str=None # multistep, warmup, cosine, warmcosine, custom (triangular) or onecycle
-    milestones:str=None # epochs at which the rate falls, such as 60,120,160 (30%, 60% and 80% of the epochs)
-    gamma:float=None # factor at each milestone (0.2 for multistep, 0.5 for warmup)
-    warmup:float=None # epochs of warmup, for warmup and warmcosine (a tenth of the epochs, and a fifteenth)
-    period:float=None # epochs of the whole cosine of warmcosine (those after the warmup)
+    milestones:str=None # epochs at which the rate decays, such as 60,120,160 (30%, 60% and 80% of the epochs)
+    gamma:float=None # decay factor at each milestone (0.2 for multistep, 0.5 for warmup)
+    warmup:float=None # warmup epochs, for warmup and warmcosine (1/10 and 1/15 of the epochs)
+    period:float=None # cosine period of warmcosine, in epochs (the epochs after the warmup)
     crit:str=None # ce, or lsr for label smoothing
-    smooth_factor:float=None # of label smoothing (0.1)
-    half:bool=None # train on a stratified half of the images, the same for every seed?
-    fast:bool=None # train on three tenths of the images, as in table 3.10?
+    smooth_factor:float=None # label smoothing factor (0.1)
+    half:bool=None # train on a stratified half of the images, the same for all seeds?
+    fast:bool=None # train on 30% of the images, as in table 3.10?
     first_half:bool=None # train and test on the first half of the images, as in table 3.3?
     amp:bool=None # fp16 mixed precision?
-    gradient_clip:float=None # largest norm of the gradient (0: none)
+    gradient_clip:float=None # maximum gradient norm (0: no clipping)
 
 # %% ../../nbs/62_runs.published.ipynb #76572ce6
 @dataclass
 class PublishedTricks(PublishedFlags):
-    "The flags of the published commands for tricks"
+    "The flags of the published commands that configure tricks"
     autoaugmentation:bool=None # AutoAugment?
     cutout:bool=None # Cutout?
     cutout_length:int=None # side of the square in pixels (16)
     random_erase:bool=None # RandomErasing?
-    random_erase_prob:float=None # probability of erasing in each image (0.5)
-    random_erase_sl:float=None # smallest area, as a fraction of the image (0.02)
-    random_erase_sh:float=None # largest area (0.4)
-    random_erase_r:float=None # smallest aspect ratio; its inverse is the largest (0.3)
-    random_erase_log_aspect:bool=None # draw the logarithm of the aspect ratio uniformly, instead of the ratio?
+    random_erase_prob:float=None # probability of erasing a region of each image (0.5)
+    random_erase_sl:float=None # minimum area, as a fraction of the image (0.02)
+    random_erase_sh:float=None # maximum area, as a fraction of the image (0.4)
+    random_erase_r:float=None # minimum aspect ratio; the maximum is its inverse (0.3)
+    random_erase_log_aspect:bool=None # sample the aspect ratio log-uniformly instead of uniformly?
     mixup:bool=None # MixUp?
-    mixup_alpha:float=None # alpha of its Beta distribution (1)
+    mixup_alpha:float=None # alpha of the Beta distribution of MixUp (1)
     cutmix:bool=None # CutMix?
     cutmix_prob:float=None # probability of mixing a batch (0.5)
     beta:float=None # beta of the Beta distribution of CutMix (1)
     ricap:bool=None # RICAP?
-    ricap_beta:float=None # beta of its Beta distribution (0.3)
+    ricap_beta:float=None # beta of the Beta distribution of RICAP (0.3)
     sam:bool=None # SAM?
-    sam_rho:float=None # its radius (0.05)
+    sam_rho:float=None # neighbourhood radius of SAM (0.05)
     asam:bool=None # ASAM?
-    asam_rho:float=None # its radius (0.5)
+    asam_rho:float=None # neighbourhood radius of ASAM (0.5)
     asam_eta:float=None # added to the absolute value of a weight (0.01)
 
 # %% ../../nbs/62_runs.published.ipynb #ab453362
@@ -70,13 +70,13 @@ limits.update({k:dict(lo=lo, hi=hi, whole=k=='cutout_length') for k,
         asam_eta=(0, 100)).items()})
 
 def epoch_list(s:str)->tuple: # of int
-    "The epochs of `'60,120,160'`"
+    "Parse epochs such as `'60,120,160'`"
     try: res = [int(o) for o in s.split(',') if o.strip()]
     except ValueError as e: raise UserError(f'milestones is {short(s)}: write epochs as 60,120,160.') from e
     return tuple(check_range('milestones', o, 0, limits['epochs']['hi'], whole=True) for o in res)
 
 # %% ../../nbs/62_runs.published.ipynb #09e14e7f
-_tricks = dict( # flag -> trick, flags of its arguments
+_tricks = dict( # flag -> trick, flags for its arguments
     autoaugmentation=('AutoAugment', {}),
     cutout=('Cutout', dict(length='cutout_length')),
     random_erase=('RandomErasing', dict(p='random_erase_prob', log_aspect='random_erase_log_aspect')),
@@ -90,14 +90,14 @@ _tricks = dict( # flag -> trick, flags of its arguments
 
 # %% ../../nbs/62_runs.published.ipynb #8632242c
 def _is_on(flag, flags, present):
-    "Is a trick on, given the flags and whether it was on before?"
+    "Is a trick enabled, given the flags and whether it was enabled before?"
     if flag=='clip' and 'gradient_clip' in flags: return flags['gradient_clip']>0
     if flag=='smooth' and 'crit' in flags: return flags['crit']=='lsr'
     if flag in ('sam', 'asam') and flags.get('optims')==flag: return True
     return flags.get(flag, present)
 
 def _erasing(flags, kwargs):
-    "Area and aspect ratio of random erasing"
+    "Arguments of `RandomErasing`: area and aspect ratio"
     area,aspect = kwargs.get('area', (0.02, 0.4)),kwargs.get('aspect', (0.3, 1/0.3))
     r = flags.get('random_erase_r')
     return dict(log_aspect=False) | kwargs | dict(area=(flags.get('random_erase_sl', area[0]),
@@ -105,7 +105,7 @@ def _erasing(flags, kwargs):
         aspect=aspect if r is None else (r, 1/r))
 
 def _trick_calls(flags, tricks):
-    "The calls of `tricks` with what `flags` add, change and remove"
+    "Add, modify and remove calls of `tricks` according to `flags`"
     calls = {o.name:o for s in tricks for o in parse_calls(s)}
     for flag,(name,args) in _tricks.items():
         if not _is_on(flag, flags, name in calls):
@@ -122,7 +122,7 @@ _names = dict(optims='sgd nesterov adam adamw adabound adaboundw lars lion sam a
 _renamed = dict(warmup='warmup_multistep', custom='triangular')
 
 def _optimizer(flags, call):
-    "The call of the optimizer"
+    "The optimizer call"
     name = flags.get('optims', call.name)
     if name in ('sam', 'asam'): name = 'sgd'
     nesterov = flags.get('nesterov', call.name=='nesterov' and 'optims' not in flags)
@@ -135,20 +135,20 @@ def _optimizer(flags, call):
     return Call(name, [], kwargs)
 
 def _schedule(flags, call):
-    "The call of the schedule"
+    "The schedule call"
     name = _renamed.get(flags.get('sched'), flags.get('sched', call.name))
     if name not in registry_table()['schedule']: raise unknown('fit policy', name,
         [*_renamed, *registry_table()['schedule']])
     given = {k:flags[k] for k in ('milestones', 'gamma', 'warmup', 'period') if k in flags}
     for k,v in given.items():
         if k not in registry_table()['schedule'][name]['params']:
-            raise UserError(f"{k} is {v}: the {flags.get('sched', name)} schedule does not use it, so leave "
-                "it out or choose another --sched.")
+            raise UserError(f"{k} is {v}: the {flags.get('sched', name)} schedule does not use it: "
+                "omit it or choose another --sched.")
     if 'milestones' in given: given['milestones'] = epoch_list(given['milestones']) or None
     return Call(name, [], (call.kwargs if name==call.name else {}) | {k:v for k,v in given.items() if v is not None})
 
 def _images(flags, fraction):
-    "The fields that select images"
+    "The fields that select training images"
     parts = dict(half=(0.5, 'fixed'), fast=(0.3, 'fixed'), first_half=(0.5, 'first'))
     on = [k for k in parts if flags.get(k)]
     if len(on)>1 or on and fraction:
@@ -157,11 +157,11 @@ def _images(flags, fraction):
 
 # %% ../../nbs/62_runs.published.ipynb #4016054c
 def translate(
-    flags:dict, # those of `PublishedFlags` and `PublishedTricks` that were given: name -> value
-    cfg:RunConfig, # that they override
+    flags:dict, # published flags that were given: name -> value
+    cfg:RunConfig, # configuration to override
     fraction:bool=False, # was a fraction given as well?
 )->dict: # fields of `RunConfig`
-    "Overrides of `cfg` for published flags"
+    "Translate published flags to overrides of `cfg`"
     for f in fields(PublishedTricks):
         if f.name in flags:
             check_setting(f.name, flags[f.name], False if f.type is bool else '' if f.type is str else None)

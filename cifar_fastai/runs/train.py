@@ -1,4 +1,4 @@
-"""Train a configuration in the folder of its run
+"""Train a run configuration
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/runs.train.html.md"""
 
@@ -36,18 +36,18 @@ from .folder import *
 
 # %% ../../nbs/65_runs.train.ipynb #22efaa0a
 class RunLog(ManagedCallback):
-    "Writes `log.csv`, `curves.png` and the best weights of a run"
+    "Write `log.csv`, `curves.png` and the best weights of a run"
     order,skip_trial = step_order.log,True
     def __init__(self,
         folder, # `RunFolder`
-        tensorboard:bool=False, # write events for TensorBoard too?
+        tensorboard:bool=False, # also write TensorBoard event files?
         files:dict=None, # name -> text, written before the first batch
-        curves:bool=True, # draw `curves.png`?
+        curves:bool=True, # write `curves.png`?
     ):
         self.curves = curves
         self.folder,self.tensorboard,self.files,self.rows = folder,tensorboard,files or {},[]
 
-        self.best = None # weights that are better than those in the folder, and their epoch
+        self.best = None # epoch and weights, if better than those in the folder
 
     def state_dict(self): return dict(rows=self.rows)
     def load_state_dict(self, sd): self.rows = sd['rows']
@@ -58,7 +58,7 @@ class RunLog(ManagedCallback):
 
     def after_epoch(self):
         path = self.folder.path
-        if not path.is_dir(): raise UserError(f'{path} was removed while its run was training.')
+        if not path.is_dir(): raise UserError(f'{path} was removed during training: start the run again.')
         row = self._row()
         self.rows = self.rows[:self.epoch] + [row]
         if best_row(self.rows) is row: self.best = self.epoch,_copy(self.model.state_dict())
@@ -68,7 +68,7 @@ class RunLog(ManagedCallback):
         if self.epoch+1==self.n_epoch and self.curves: self.folder.write_curves(self.rows)
 
     def before_checkpoint(self):
-        "Write what has changed: the log is never behind the checkpoint"
+        "Write pending weights and log rows, so that the log is never behind the checkpoint"
         if self.best: save_tensors(self.folder.path/'best.safetensors', self.best[1], dict(epoch=str(self.best[0])))
         self.best = None
         if self.rows: self.folder.write_log(self.rows)
@@ -93,14 +93,14 @@ def _tensorboard_writer():
     return SummaryWriter
 
 def _to_tensorboard(folder, row):
-    "Write the values of an epoch; what was written of it before is dropped"
+    "Write the values of an epoch, replacing earlier values of the same epoch"
     with os_errors(folder, 'cannot be written'), _tensorboard_writer()(folder, purge_step=row['epoch']) as w:
         for k,v in row.items(): w.add_scalar(k, v, row['epoch'])
 
 # %% ../../nbs/65_runs.train.ipynb #f67ec1ad
 @cache
 def _git_commit():
-    "The commit of the library's source, with `+changes` if it was changed; None if it is not a checkout"
+    "Git commit of the library, with `+changes` if there are uncommitted changes; None outside a checkout"
     root = Path(cifar_fastai.__file__).parent.parent
     def git(*args):
         return subprocess.run(['git', *args], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
@@ -110,15 +110,15 @@ def _git_commit():
     except (OSError, subprocess.CalledProcessError): return None
 
 def data_digest(dls)->str: # 16 hex digits
-    "A digest of all images and labels, training and validation"
+    "Digest of all training and validation images and labels"
     h = hashlib.blake2b(digest_size=8)
     for ds in (dls.train_ds, dls.valid_ds):
         for t in (ds.x, ds.y): h.update(np.ascontiguousarray(t.cpu().numpy()))
     return h.hexdigest()
 
 def environment(
-    dls, # of `cifar_dls`
-    deterministic:bool=False, # were deterministic kernels asked for?
+    dls, # `DataLoaders` from `cifar_dls`
+    deterministic:bool=False, # were deterministic kernels requested?
 )->dict:
     "Versions, device, commit and data of a run"
     gpu = dls.device.type=='cuda'
@@ -133,16 +133,16 @@ def environment(
 
 # %% ../../nbs/65_runs.train.ipynb #a219ee4c
 def _own_callback(call):
-    "The callback of a `Call` of the user"
+    "Create a user-defined callback from a `Call`"
     cls = import_object(call.name, 'callback')
     try: cb = cls(*[create_call(o) if isinstance(o, Call) else o for o in call.args], **call.kwargs)
     except UserError: raise
     except Exception as e: raise UserError(f'{call} cannot be created ({type(e).__name__}: {short(str(e))}).') from e
     if isinstance(cb, Callback): return cb
-    raise UserError(f'{call.name} is a {type(cb).__name__}: it must be a callback of fastai.')
+    raise UserError(f'{call.name} is a {type(cb).__name__}: it must be a fastai callback.')
 
 def create_call(call:Call):
-    "The trick or loss of a `Call`"
+    "Create a trick or loss from a `Call`"
     if ':' in call.name: return _own_callback(call)
     if call.name in ('OneOf', 'Chain'): cls = dict(OneOf=OneOf, Chain=Chain)[call.name]
     else: cls = losses[call.name] if call.name in losses else tricks[call.name]
@@ -151,16 +151,16 @@ def create_call(call:Call):
     except TypeError as e: raise UserError(f'{call.name} cannot be created with these arguments: {e}.') from None
 
 def create_tricks(cfg:RunConfig)->list:
-    "The tricks of a configuration"
+    "Create the tricks of a configuration"
     return [create_call(o) for s in cfg.tricks for o in parse_calls(s)]
 
 # %% ../../nbs/65_runs.train.ipynb #8d986504
 def has_second_pass(cfg:RunConfig)->bool:
-    "Does a trick of this configuration take a second forward and backward pass per step?"
+    "Does a trick of this configuration need a second forward and backward pass per step?"
     return any(isinstance(o, SecondPass) for o in create_tricks(cfg))
 
 def estimate_memory(cfg:RunConfig)->int: # bytes
-    "Estimate of the memory that a training step needs at least"
+    "Estimate a lower bound on the memory of a training step"
     sizes = []
     def count(m, i, o):
         if isinstance(o, Tensor) and not getattr(m, 'inplace', False): sizes.append(o.numel())
@@ -180,35 +180,35 @@ def available_memory(device)->int: # bytes
     return psutil.virtual_memory().total
 
 def check_memory(
-    cfg:RunConfig, # of the run
-    device, # to train on
+    cfg:RunConfig, # configuration of the run
+    device, # device to train on
 ):
     "Raise `UserError` if a run cannot fit into the memory of `device`"
     need,have = estimate_memory(cfg),available_memory(device)
     if need>have:
-        raise UserError(f'{cfg.model} at batch size {cfg.bs} needs {need/2**30:.1f} GiB or more, and {device} has '
+        raise UserError(f'{cfg.model} at batch size {cfg.bs} needs {need/2**30:.1f} GiB or more, but {device} has '
             f'{have/2**30:.1f} GiB: try a smaller --bs, or --precision bf16.')
 
 # %% ../../nbs/65_runs.train.ipynb #7d69fdd5
-def run_device(gpu:str=None)->torch.device: # gpu: a number, or 'cpu'; default fastai's device
+def run_device(gpu:str=None)->torch.device: # gpu: an index, or 'cpu' (default: fastai's device)
     "The device of a run"
     if gpu is None: return torch.device(default_device())
     if str(gpu)=='cpu': return torch.device('cpu')
     n = torch.cuda.device_count()
     if not str(gpu).isdigit() or int(gpu)>=n:
-        none = 'this machine has none: leave --gpu out, or use --gpu cpu'
-        hint = f'--gpu is a number below {n}, or cpu' if n else none
+        none = 'this machine has none: omit --gpu, or use --gpu cpu'
+        hint = f'--gpu must be less than {n}, or cpu' if n else none
         raise UserError(f'There is no GPU {gpu!r}: {hint}.')
     torch.cuda.set_device(int(gpu))
     return torch.device('cuda', int(gpu))
 
 # %% ../../nbs/65_runs.train.ipynb #2390e3af
 class RunPlan:
-    "A validated run configuration, with the objects that it names"
+    "A validated run configuration and its objects"
     def __init__(self,
-        cfg:RunConfig, # of the run
-        root=None, # folder or archive of a named data set; default: see `cifar_dls`
-        device=None, # default: fastai's
+        cfg:RunConfig, # configuration of the run
+        root=None, # folder or archive of a named data set (default: see `cifar_dls`)
+        device=None, # device to train on (default: fastai's)
     ):
         store_attr()
         find_model(cfg.model)
@@ -217,8 +217,8 @@ class RunPlan:
         self.opt_func = create_opt_func(optimizer.name, **optimizer.kwargs)
         if self.schedule.name in policies: policies[self.schedule.name](cfg.lr, 0, cfg.epochs, **self.schedule.kwargs)
 
-    def learner(self, **kwargs)->Learner: # kwargs: for `cifar_learner`
-        "The Learner of the run, all random numbers seeded"
+    def learner(self, **kwargs)->Learner: # kwargs: passed to `cifar_learner`
+        "Seed all random number generators and create the Learner"
         cfg = self.cfg
         set_seed(cfg.seed)
         dls = cifar_dls(cfg.dataset, root=self.root, device=self.device, **cfg.data)
@@ -227,10 +227,10 @@ class RunPlan:
             wd_bn_bias=cfg.wd_bn_bias, init=cfg.init, precision=cfg.precision, compile=cfg.compile, **kwargs)
 
     def fit(self,
-        learn:Learner, # what `learner` returned
+        learn:Learner, # Learner from `learner`
         cbs=None, # callbacks for this fit
     ):
-        "Fit with the schedule of the run"
+        "Fit with the schedule of the configuration"
         cfg,call = self.cfg,self.schedule
         if call.name=='onecycle': learn.fit_one_cycle(cfg.epochs, cfg.lr, cbs=cbs, **call.kwargs)
         else: learn.fit_policy(call.name, cfg.epochs, cfg.lr, shape=call.kwargs, cbs=cbs)
@@ -238,7 +238,7 @@ class RunPlan:
 # %% ../../nbs/65_runs.train.ipynb #c286c512
 @contextmanager
 def deterministic(on:bool=True):
-    "Torch's deterministic kernels inside, as far as there are any; a warning names an operation that has none"
+    "Context manager: use deterministic kernels where available, and warn of operations that have none"
     cudnn,was = torch.backends.cudnn,torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
     old = cudnn.deterministic,cudnn.benchmark
@@ -253,8 +253,8 @@ def deterministic(on:bool=True):
 
 # %% ../../nbs/65_runs.train.ipynb #aeb40100
 @contextmanager
-def cpu_threads(n:int=None): # None: leave it as it is
-    "Torch's number of CPU threads inside"
+def cpu_threads(n:int=None): # None: unchanged
+    "Context manager: set torch's number of CPU threads"
     was = torch.get_num_threads()
     if n is not None: torch.set_num_threads(check_range('threads', n, 1, 1024, whole=True))
     try: yield
@@ -265,12 +265,12 @@ def cpu_threads(n:int=None): # None: leave it as it is
 _reserved = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.IGNORECASE)
 
 def check_name(name:str)->str: # `name`
-    "Refuse a name of a run that is not a plain name of a folder, here or on another system"
+    "Raise `UserError` unless `name` is a plain folder name that is valid on all operating systems"
     faults = {'is empty':not name.strip(), 'has more than 200 bytes':len(name.encode(errors='replace'))>200,
         'is reserved on Windows':_reserved.fullmatch(name),
         'starts or ends with a dot or a space':name.strip(' .')!=name,
-        'has one of / \\ : * ? " < > |':re.search(r'[/\\:*?"<>|]', name),
-        'has characters that cannot be printed':not name.isprintable()}
+        'contains one of / \\ : * ? " < > |':re.search(r'[/\\:*?"<>|]', name),
+        'contains non-printable characters':not name.isprintable()}
     if fault := first(k for k,v in faults.items() if v):
         raise UserError(f'name {short(name)} {fault}: it must be a plain folder name.')
     return name
@@ -280,25 +280,25 @@ def top5(
     inp, # logits, `(b,n_out)`
     targ, # classes, `(b,)`
 ):
-    "Part of the images whose class is among the five most likely"
+    "Top-5 accuracy: fraction of images whose class is among the five most likely"
     return top_k_accuracy(inp, targ, k=min(5, inp.shape[-1]))
 
 def run_monitors(
-    row:str=None, # the published row, if the run is derived from one: table 3.4 asks for the use of CPU and GPU too
+    row:str=None, # published row that the run is based on: table 3.4 also needs CPU and GPU utilisation
 )->list: # of callbacks
-    "The columns of the log beside losses and accuracy"
+    "Monitors for the columns of the log other than losses and accuracy"
     use = [CPUUse()] + [GPUUse()]*torch.cuda.is_available() if (row or '').startswith('3.4/') else []
     return [TrainAccuracy(), ImagesPerSecond(), PeakMemory(), *use]
 
 # %% ../../nbs/65_runs.train.ipynb #c77604db
 class _OneBatch(ManagedCallback):
-    "Ends each part of an epoch after its first batch"
+    "End training and validation of an epoch after the first batch"
     order = 1000
     train_only = False
     def after_batch(self): raise CancelTrainException if self.training else CancelValidException
 
 def compile_now(learn:Learner)->float: # seconds
-    "Compile the network of `learn`, without any other effect"
+    "Compile the network of `learn`, without other side effects"
     start = time.perf_counter()
     try:
         with no_trace(learn, mute=(Recorder, ProgressCallback)), learn.no_bar(): learn.fit(1, cbs=_OneBatch())
@@ -313,23 +313,23 @@ def _run(plan, learn, folder, log, row):
     plan.fit(learn, [*run_monitors(row), ValidateEvery(plan.cfg.valid_every), log, ckpt])
     if not ckpt.signal: return
     if folder.state(plan.cfg.epochs)!='finished': raise RunInterrupted(folder, ckpt.signal, plan.cfg.epochs)
-    signal.raise_signal(ckpt.signal) # it came when nothing was left to interrupt: it is for the caller, such as a sweep
+    signal.raise_signal(ckpt.signal) # it arrived after the last batch: pass it to the caller, such as a sweep
 
 # %% ../../nbs/65_runs.train.ipynb #9c663151
 def train(
     cfg:RunConfig, # configuration of the run
-    name:str=None, # of the run; default: made from the configuration
-    root=None, # where a named data set is; default: see `cifar_dls`
+    name:str=None, # name of the run (default: derived from the configuration)
+    root=None, # folder or archive of a named data set (default: see `cifar_dls`)
     exps='exps', # folder that holds the runs
-    resume:bool=False, # resume a run that was interrupted?
-    row:str=None, # the published row that the configuration overrides
-    gpu:str=None, # number of a GPU, or cpu; default fastai's device
-    tensorboard:bool=False, # write events for TensorBoard too?
-    same_bits:bool=False, # see `deterministic`
-    bar:bool=True, # show progress?
-    curves:bool=True, # draw `curves.png`?
-)->Path: # the folder of the run
-    "Train a run, or resume it; a finished run is not trained again"
+    resume:bool=False, # resume an interrupted run?
+    row:str=None, # published row that the configuration overrides
+    gpu:str=None, # index of the GPU, or cpu (default: fastai's device)
+    tensorboard:bool=False, # also write TensorBoard event files?
+    same_bits:bool=False, # use deterministic kernels? See `deterministic`
+    bar:bool=True, # show progress bars?
+    curves:bool=True, # write `curves.png`?
+)->Path: # folder of the run
+    "Train or resume a run; a finished run is not trained again"
     _one_process()
     folder = RunFolder(Path(exps)/check_name(ifnone(name, cfg.name))/str(cfg.seed))
     settings = dict(row=row) | asdict(cfg)
@@ -349,15 +349,15 @@ def train(
 def _one_process():
     n = os.environ.get('WORLD_SIZE', '0')
     if n not in ('0', '1'):
-        raise UserError(f'WORLD_SIZE is {short(n)}, as torchrun sets it: a run trains on one device, in one process.')
+        raise UserError(f'WORLD_SIZE is {short(n)}: distributed training is not supported, run without torchrun.')
 
 # %% ../../nbs/65_runs.train.ipynb #efc740db
 def report(folder)->str:
-    "How the run in `folder` went, and what is in it"
+    "Summary of the run in `folder`"
     rows = RunFolder(folder).log()
     best = best_row(rows)
     return (f"accuracy {rows[-1]['accuracy']:.2%} after epoch {rows[-1]['epoch']+1}, {best['accuracy']:.2%} at best "
         f"(epoch {best['epoch']+1}); {sum(r['seconds'] for r in rows):.0f} seconds\n"
-        f"{folder}/ holds log.csv (a row per epoch), curves.png, last.safetensors (to "
+        f"{folder}/ contains log.csv (one row per epoch), curves.png, last.safetensors (to "
         "resume), best.safetensors (weights), "
         "config.yaml and environment.json")

@@ -1,4 +1,4 @@
-"""Published experiments as data, each rerun by one command
+"""Published experiments as data, reproducible with one command each
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/studies.experiments.html.md"""
 
@@ -28,14 +28,14 @@ _tables = {'3.8':dict(wd_bn_bias=False, init='kaiming_normal', schedule='warmcos
 def _trick_names(r): return tuple(r['tricks'].split('+')) if r['tricks'] else ()
 
 def _config(r):
-    "The configuration of a row of `published.csv`"
+    "Create the configuration of a row of `published.csv`"
     kw = dict(model=r['model'], epochs=int(r['epochs']), bs=int(r['bs']), lr=float(r['lr']), optimizer=r['optimizer'])
     kw |= dict(schedule=r['schedule'], tricks=[_tricks[t] for t in _trick_names(r)])
     return RunConfig(**kw | _subsets[r['data']] | _tables.get(r['table'], {}))
 
 # %% ../../nbs/71_studies.experiments.ipynb #a4227a18
 def _names(rows):
-    "Names that distinguish the rows of one table"
+    "Unique names for the rows of one table"
     several = {k:len({r[k] for r in rows})>1 for k in ('epochs', 'schedule')}
     def name(r):
         if 'run name ' in r['note']: return r['note'].split('run name ')[1].split(';')[0]
@@ -51,14 +51,14 @@ class Experiment:
     "A published row"
     id:str # table and name, such as `'3.9/ss64_cm'`
     table:str # number of the section that published it
-    config:RunConfig # that reproduces it
-    tricks:tuple # names as published, such as `('cutout', 'mixup')`
+    config:RunConfig # configuration that reproduces it
+    tricks:tuple # names of the tricks as published, such as `('cutout', 'mixup')`
     published:dict # top1, error, loss, paper_error, train_top1 (percent, except loss), gpu_mem_mb, weight_mib; or None
     note:str='' # remarks on the row
 
     def changes(self,
-        config:dict, # of a run
-    )->dict: # field -> (value here, value there)
+        config:dict, # settings of a run
+    )->dict: # field -> (published value, value of the run)
         "The settings that a run overrides, except its seed and number of threads"
         mine = asdict(self.config)
         return {k:(v, config[k]) for k,v in mine.items() if k not in ('seed', 'threads') and k in config
@@ -66,7 +66,7 @@ class Experiment:
 
 # %% ../../nbs/71_studies.experiments.ipynb #90c6fd9f
 def variants(e:Experiment)->list: # of `Experiment`
-    "The runs of a row: itself, or a sweep"
+    "Experiments of a row: the row itself, or its sweep"
     if e.table!='3.4': return [e]
     models = [('ToyNet', e.config.bs)] + [(f'toynet_s{s}_k{k}', e.config.bs) for s in (1, 4, 16) for k in (3, 5)]
     models += [('toynet_s1_k3', bs) for bs in (32, 512)]
@@ -90,15 +90,15 @@ def _registry():
 
 # %% ../../nbs/71_studies.experiments.ipynb #c9d6b194
 def experiments(
-    pattern='*', # shell-style, such as `'3.9/*'`
+    pattern='*', # shell-style pattern of ids, such as `'3.9/*'`
 )->list: # of `Experiment`
     "The published experiments, in the order of publication"
     return [e for k,e in _registry().items() if fnmatch(k, pattern)]
 
 def experiment(
-    id:str, # such as `'3.9/ss64_cm'`
+    id:str, # id, such as `'3.9/ss64_cm'`
 )->Experiment:
-    "A published experiment"
+    "Look up a published experiment by id"
     res = _registry()
     if id in res: return res[id]
     return {v.id:v for e in experiments('3.4/*') for v in variants(e)}.get(id) or res[id]
@@ -106,7 +106,7 @@ def experiment(
 # %% ../../nbs/71_studies.experiments.ipynb #66ea5d98
 @patch(as_prop=True)
 def baseline(self:Experiment)->str|None: # id
-    "The id of the experiment that this one is compared with; None if there is none"
+    "Id of the baseline experiment; None if there is none"
     if self.table=='3.6': return experiments('3.5/*')[0].id
     plain = replace(self.config, tricks=[])
     return next((o.id for o in experiments(f'{self.table}/*') if self.tricks and not o.tricks and o.config==plain),
@@ -114,30 +114,30 @@ def baseline(self:Experiment)->str|None: # id
 
 # %% ../../nbs/71_studies.experiments.ipynb #cfff180a
 def _change_part(k, v):
-    "A changed setting as part of a name"
+    "Format a changed setting as part of a name"
     if k=='dataset': v = Path(v).name.split('.')[0]
     if isinstance(v, (int, float)): return f'{k}{name_part(v)}'
     return name_part(v) if k in ('model', 'dataset', 'schedule', 'optimizer') else f"{k}-{name_part(v or 'none')}"
 
 def run_name(
-    e:Experiment, # the row
-    cfg:RunConfig, # of the run
+    e:Experiment, # published row
+    cfg:RunConfig, # configuration of the run
 )->str:
-    "The name of a run of `e`: the row's, with what the run overrides"
+    "Name of a run of `e`: the name of the row and the overridden settings"
     changes = e.changes(asdict(cfg))
     return file_name('_'.join([e.id.replace('/', '-'), *(_change_part(k, v) for k,(_,v) in changes.items())]))
 
 # %% ../../nbs/71_studies.experiments.ipynb #409c0b4e
 def run_experiment(
-    row, # id of an experiment, or one
-    seed:int=666, # of all random numbers
+    row, # an `Experiment` or its id
+    seed:int=666, # random seed
     exps='exps', # folder that holds the runs
     root=None, # folder or archive of a named data set
-    gpu:str=None, # number of a GPU, or cpu
-    bar:bool=True, # show progress?
-    **changes # fields of `RunConfig`, such as `epochs`, `fraction`, `dataset`, `model`: the run then is not the row
-)->Path: # the folder of the run
-    "Train a published row, or resume it; a finished run is not trained again"
+    gpu:str=None, # index of the GPU, or cpu
+    bar:bool=True, # show progress bars?
+    **changes # fields of `RunConfig`, such as `epochs` or `model`: the run then differs from the row
+)->Path: # folder of the run
+    "Train or resume a published row; a finished run is not trained again"
     from cifar_fastai.runs.train import train
     e = experiment(row) if isinstance(row, str) else row
     cfg = e.config.override(seed=seed, **changes)
@@ -146,10 +146,10 @@ def run_experiment(
 # %% ../../nbs/71_studies.experiments.ipynb #f376ca9d
 def select_experiments(
     table:str=None, # number of a published table
-    rows:str=None, # ids or patterns, separated by commas
-    all:bool=False, # every row?
+    rows:str=None, # comma-separated ids or patterns
+    all:bool=False, # select all rows?
 )->list: # of `Experiment`
-    "The rows of a table, or those that match"
+    "Select the rows of a table, or those that match the patterns"
     tables = list(dict.fromkeys(e.table for e in experiments()))
     if table is not None and table not in tables: raise unknown('table', table, tables)
     patterns = [o.strip() for o in (rows or '').split(',') if o.strip()]
@@ -166,9 +166,9 @@ def select_experiments(
 @dataclass(frozen=True)
 class Job:
     "A row with a seed, and the state of its run"
-    row:Experiment # to run
-    config:RunConfig # with seed and overrides
-    folder:Path # of the run
+    row:Experiment # published row to run
+    config:RunConfig # configuration with seed and overrides
+    folder:Path # folder of the run
     state:str # missing, interrupted, running, or finished
 
 def _state(folder, epochs):
@@ -176,12 +176,12 @@ def _state(folder, epochs):
     return RunFolder(folder).state(epochs) if folder.exists() else 'missing'
 
 def plan(
-    rows:list, # of `Experiment`
+    rows:list, # list of `Experiment`
     seeds:int=1, # number of seeds per row: 0, 1, 2, ...
     exps='exps', # folder that holds the runs
     **changes # fields of `RunConfig`
-)->list: # of `Job`, the first seed of every row first
-    "The runs of rows, and their state"
+)->list: # of `Job`, ordered by seed, then by row
+    "Plan the runs of `rows`, with their states"
     res = []
     check_setting('seeds', seeds, 1)
     for seed in range(seeds):
@@ -203,10 +203,10 @@ def count_images(
 # %% ../../nbs/71_studies.experiments.ipynb #66e573ab
 def image_seconds(
     model:str, # name of a backbone
-    device, # to train on
-    n:int=8, # images
-)->float: # seconds of training
-    "Estimate of the time that a training step takes per image"
+    device, # device to train on
+    n:int=8, # number of images per step
+)->float: # seconds per image
+    "Estimate the training time per image"
     import time, torch
     from cifar_fastai.zoo.registry import create_model
     net,times = create_model(model).to(device),[]
@@ -218,11 +218,11 @@ def image_seconds(
     return min(times)/n
 
 def estimate(
-    jobs:list, # of `Job`
+    jobs:list, # list of `Job`
     root=None, # folder or archive of a named data set
-    gpu:str=None, # number of a GPU, or cpu
-)->list: # per job, seconds, or the sentence that says why it cannot run
-    "Estimate of the time of each job; 0 for finished ones"
+    gpu:str=None, # index of the GPU, or cpu
+)->list: # per job, seconds, or an error message if it cannot run
+    "Estimate the time of each job; 0 for finished ones"
     from cifar_fastai.runs.train import RunPlan, check_memory, run_device, has_second_pass
     device,sizes,times = run_device(gpu),dict(cifar10=50_000, cifar100=50_000),{}
     def seconds(j):
@@ -239,10 +239,10 @@ def estimate(
 
 # %% ../../nbs/71_studies.experiments.ipynb #9a946df7
 def check_jobs(
-    jobs:list, # of `Job`
+    jobs:list, # list of `Job`
     root=None, # folder or archive of a named data set
-    gpu:str=None, # number of a GPU, or cpu
-    data:bool=True, # read the images too?
+    gpu:str=None, # index of the GPU, or cpu
+    data:bool=True, # also read the images?
 ):
     "Raise `UserError` for an unknown name, an invalid value, a missing device or missing images"
     from cifar_fastai.runs.train import RunPlan, run_device
@@ -254,14 +254,14 @@ def check_jobs(
 
 # %% ../../nbs/71_studies.experiments.ipynb #eda6dd3e
 def reproduce(
-    jobs:list, # of `Job`
+    jobs:list, # list of `Job`
     exps='exps', # folder that holds the runs
     root=None, # folder or archive of a named data set
-    gpu:str=None, # number of a GPU, or cpu
-    report_line=print, # called with a line per run
-    bar:bool=False, # show the progress of each?
+    gpu:str=None, # index of the GPU, or cpu
+    report_line=print, # called with one line per run
+    bar:bool=False, # show the progress bar of each run?
 )->dict: # id and seed -> error message
-    "Train the runs that are missing"
+    "Train the runs that are not finished"
     from cifar_fastai.runs.folder import RunInterrupted, RunLocked
     from cifar_fastai.runs.train import report, train
     failed = {}
@@ -274,5 +274,5 @@ def reproduce(
             failed[name] = str(e) if isinstance(e, UserError) else f'{type(e).__name__}: {e}'
             report_line(f'{name} failed: {failed[name]}')
         else: report_line(f'{name}: {report(folder).splitlines()[0]}')
-        gc.collect() # the tensors of a Learner are in reference cycles
+        gc.collect() # the tensors of a Learner are part of reference cycles
     return failed

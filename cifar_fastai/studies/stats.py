@@ -1,4 +1,4 @@
-"""Confidence intervals, paired tests, adjustment for several comparisons, power
+"""Confidence intervals, paired tests, correction for multiple comparisons, power
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/studies.stats.html.md"""
 
@@ -16,11 +16,11 @@ from scipy import optimize, stats
 # %% ../../nbs/70_studies.stats.ipynb #75ce43bd
 @dataclass(frozen=True, repr=False)
 class Interval:
-    "A mean or a difference with its 95% confidence interval; NaN where there is none"
+    "A mean or a difference with its 95% confidence interval; NaN if undefined"
     value:float # estimate
     lo:float # lower bound
     hi:float # upper bound
-    n:int # runs on the smaller side, or pairs
+    n:int # number of runs on the smaller side, or of pairs
 
     def __str__(self):
         if not self.n: return '–'
@@ -32,16 +32,16 @@ def _bounds(test): return tuple(map(float, test.confidence_interval(0.95)))
 
 # %% ../../nbs/70_studies.stats.ipynb #10b37213
 def mean_interval(xs:list)->Interval:
-    "Mean of `xs` with Student's interval"
+    "Mean of `xs` with Student's t interval"
     n = len(xs)
     bounds = _bounds(stats.ttest_1samp(xs, 0)) if n>1 and np.ptp(xs)>1e-9 else (math.nan,)*2
     return Interval(float(np.mean(xs)) if n else math.nan, *bounds, n)
 
 def paired(
     xs:list, # values
-    ys:list, # values of the same seeds in the same order
+    ys:list, # values for the same seeds, in the same order
 )->Interval:
-    "Mean of `xs - ys`, pair by pair, with Student's interval"
+    "Mean paired difference `xs - ys` with Student's t interval"
     return mean_interval([x-y for x,y in zip(xs, ys, strict=True)])
 
 def welch(
@@ -56,7 +56,7 @@ def welch(
 # %% ../../nbs/70_studies.stats.ipynb #17b715f7
 def paired_p(
     xs:list, # values
-    ys:list, # values of the same seeds in the same order
+    ys:list, # values for the same seeds, in the same order
 )->float: # NaN for fewer than two pairs
     "Two-sided p-value of the paired t-test"
     d = np.subtract(xs, ys)
@@ -64,8 +64,8 @@ def paired_p(
     if np.ptp(d)<=1e-9: return 1. if abs(d.mean())<=1e-9 else 0. # no spread
     return float(stats.ttest_1samp(d, 0).pvalue)
 
-def holm(ps:list)->list: # of adjusted p-values, in the same order; NaNs stay
-    "Holm's adjustment of the p-values of several tests"
+def holm(ps:list)->list: # adjusted p-values, in the same order; NaNs are kept
+    "Holm's correction of the p-values of several tests"
     res,top = list(ps),0.
     known = sorted((i for i,p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
     for rank,i in enumerate(known):
@@ -76,10 +76,10 @@ def holm(ps:list)->list: # of adjusted p-values, in the same order; NaNs stay
 # %% ../../nbs/70_studies.stats.ipynb #397e01b4
 def detectable(
     sd:float, # standard deviation of the paired differences
-    n:int, # pairs
-    power:float=0.8, # probability of finding the effect
+    n:int, # number of pairs
+    power:float=0.8, # probability of detecting the effect
 )->float: # in the unit of `sd`; NaN for fewer than three pairs
-    "Smallest effect that a paired t-test at 5% finds with probability `power`"
+    "Minimum effect that a paired t-test at the 5% level detects with probability `power`"
     if n<3 or math.isnan(sd): return math.nan
     crit = stats.t.ppf(0.975, n-1)
     def missing(d): return power - stats.nct.sf(crit, n-1, d*math.sqrt(n)) - stats.nct.cdf(-crit, n-1, d*math.sqrt(n))
@@ -90,7 +90,7 @@ def detectable(
 # %% ../../nbs/70_studies.stats.ipynb #7137d501
 def outperforms(
     xs:list, # values
-    ys:list, # values of the same seeds in the same order
+    ys:list, # values for the same seeds, in the same order
 )->Interval:
     "Probability that `x` exceeds `y` in a pair, with Wilson's interval"
     d = np.subtract(xs, ys)
@@ -102,7 +102,7 @@ def outperforms(
 # %% ../../nbs/70_studies.stats.ipynb #c5e5ab55
 def mcnemar(
     a, # classified correctly? `(n,)`, bool
-    b, # the same images by another network
+    b, # results of another network on the same images
 )->float: # p-value
     "Exact McNemar test of two networks on the same images"
     a,b = np.asarray(a, bool),np.asarray(b, bool)
@@ -111,9 +111,9 @@ def mcnemar(
 
 def bootstrap_difference(
     a, # classified correctly? `(seeds,n)`, bool
-    b, # the same seeds and images without the trick
-    n_boot:int=2000, # resamples
-    seed:int=0, # of the resampling
+    b, # results of the baseline for the same seeds and images
+    n_boot:int=2000, # number of resamples
+    seed:int=0, # random seed of the resampling
 )->Interval: # in percentage points
     "Difference in accuracy with a bootstrap interval over seeds and images"
     d,rng = np.asarray(a, float)-np.asarray(b, float),np.random.default_rng(seed)

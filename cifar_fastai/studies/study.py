@@ -44,7 +44,7 @@ class Arm:
         "Name of the folder of its runs"
         return file_name(name_part(self.name)).strip('.')
 
-# %% ../../nbs/77_studies.study.ipynb #ddfb59b2
+# %% ../../nbs/77_studies.study.ipynb #78ed879c
 def _value(text):
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError): return text
@@ -146,7 +146,7 @@ class Study:
         "Number of finished runs"
         return sum(self.run_folder(a, s).has('test.safetensors') for a,s in self.jobs())
 
-# %% ../../nbs/77_studies.study.ipynb #89faa75b
+# %% ../../nbs/77_studies.study.ipynb #43f57807
 @patch
 def __repr__(self:Study):
     return (f'Study({self.folder}: {len(self.arms)-1} arms, {len(self.seeds)} seeds, '
@@ -175,7 +175,7 @@ def read_study(folder)->Study:
     "The study in a folder"
     return replace(_study(Path(folder)/'study.json', read_json(Path(folder)/'study.json')), folder=Path(folder))
 
-# %% ../../nbs/77_studies.study.ipynb #dd2d155b
+# %% ../../nbs/77_studies.study.ipynb #8969019a
 def open_study(
     folder, # of the study
     arms:list, # of `create_arms`
@@ -189,9 +189,9 @@ def open_study(
     new = Study(folder, arms[0].config, arms, seeds, dict(arms=names, seeds=seeds))
     if (folder/'study.json').exists():
         old = read_study(folder)
-        diff = [f'{k} {short(v)} there and {short(new.protocol[k])} here' for k,v in old.protocol.items()
+        diff = [f'{k} is {short(v)}, not {short(new.protocol[k])}' for k,v in old.protocol.items()
             if v!=new.protocol[k]]
-        if diff: raise UserError(f"{folder} holds another study ({', '.join(diff)}): give this one another name.")
+        if diff: raise UserError(f"{folder} contains another study ({', '.join(diff)}): give this one another name.")
         known = {a.name for a in old.arms}
         added = [a for a in arms if a.name not in known]
         new = replace(old, arms=[*old.arms, *added], seeds=sorted({*old.seeds, *seeds}))
@@ -270,7 +270,7 @@ def run_study(
         for k,v in train_jobs(study, root, gpu, show).items(): print(f'{k[0]} seed {k[1]} failed: {v}')
     show()
 
-# %% ../../nbs/77_studies.study.ipynb #27d86c76
+# %% ../../nbs/77_studies.study.ipynb #bbb6f222
 _tuning_seed = 10**6 # first seed of tuning runs
 
 def parse_grid(
@@ -286,7 +286,7 @@ def parse_grid(
     if not axes: raise UserError('tune is empty: write settings as "lr=0.05,0.1".')
     return [dict(zip(axes, o)) for o in product(*axes.values())]
 
-# %% ../../nbs/77_studies.study.ipynb #5651e838
+# %% ../../nbs/77_studies.study.ipynb #b3794b00
 def tune_arms(
     study:Study, # whose arms are tuned
     grid:list, # of `parse_grid`
@@ -473,7 +473,7 @@ def notes(self:StudyResult)->list: # of sentences
     about = f'Accuracy on the test images after the last epoch. {run_caption(runs)} Protocol {self.study.digest}.'
     return [*res, *_interactions(self), about]
 
-# %% ../../nbs/77_studies.study.ipynb #74e9de5b
+# %% ../../nbs/77_studies.study.ipynb #1b1cb7de
 def _tuning_note(t):
     if not t: return []
     words = '; '.join(f"{a} {', '.join(f'{k}={v}' for k,v in o.items())}" for a,o in t['chosen'].items())
@@ -637,7 +637,7 @@ def study_name(cfg:RunConfig)->str: # cfg: of the baseline
     digest = Study(Path(), cfg, [], [], {}).digest
     return file_name(f'{name_part(Path(cfg.dataset).name)}-{name_part(cfg.model)}-{digest}')
 
-# %% ../../nbs/77_studies.study.ipynb #d77f9ed3
+# %% ../../nbs/77_studies.study.ipynb #6d7021b8
 def study(
     arms, # texts: tricks as calls, or `setting=value`
     seeds:int=5, # number of seeds
