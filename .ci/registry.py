@@ -1,12 +1,15 @@
 '''Writes `cifar_fastai/registry.json`: names, parameters and defaults of what a run configuration can name.
 
-With this table names and arguments are checked before torch is imported. A test compares it with the registries.'''
-import inspect, json
+With this table names and arguments are checked before torch is imported. Ranges are those that the constructors themselves
+check: the sentence with which each refuses a number far out of range states it. A test compares the table with the registries.'''
+import inspect, json, re
+from functools import partial
 from pathlib import Path
 from fastai.callback.schedule import Learner
 from cifar_fastai.callback.mixers import Chain, OneOf
+from cifar_fastai.core import UserError
 from cifar_fastai.losses import losses
-from cifar_fastai.optimizers import optimizers
+from cifar_fastai.optimizers import create_opt_func, optimizers
 from cifar_fastai.schedules import policies
 from cifar_fastai.trick import tricks
 from cifar_fastai.zoo.registry import backbones, inits, list_models
@@ -26,17 +29,46 @@ def params(
         res['*' if p.kind==p.VAR_POSITIONAL else p.name] = list(default) if isinstance(default, tuple) else default
     return res
 
-def entry(f, drop=(), **defaults): return dict(doc=doc(f), params=params(f, drop, **defaults))
+_range = re.compile(r'it must be (a number|an integer) in ([\[(])(.+), (.+)([\])])\.$')
+
+def bound(s): return None if 'inf' in s else float(s) if set('.e') & {*s} else int(s)
+
+def ranges(
+    make, # called with one parameter by name
+    params:dict, # name -> default
+)->dict: # name -> keyword arguments of `check_range`
+    "The ranges that `make` checks"
+    res = {}
+    for k,default in params.items():
+        if isinstance(default, bool) or not isinstance(default, (int, float)): continue
+        try: make(**{k:1e300})
+        except UserError as e:
+            if m := str(e).startswith(f'{k} is ') and _range.search(str(e)):
+                kind,left,lo,hi,right = m.groups()
+                flags = dict(above=left=='(', below=right==')', whole=kind=='an integer')
+                res[k] = dict(lo=bound(lo), hi=bound(hi)) | {a:True for a,on in flags.items() if on}
+        except Exception: continue # it cannot be made without other arguments
+    return res
+
+def entry(f, drop=(), make=(), **new):
+    "A row of the table; each of `make` takes one parameter by name, and ranges are those on which all agree"
+    ps = params(f, drop, **new)
+    first,*others = [ranges(o, ps) for o in make] or [{}]
+    defaults = [o for o in ps.values() if isinstance(o, float) and o%1] # a bound may be another parameter
+    found = {k:v for k,v in first.items() if all(o.get(k)==v for o in others) and not {v['lo'], v['hi']} & {*defaults}}
+    return dict(doc=doc(f), params=ps) | (dict(ranges=found) if found else {})
 
 def table()->dict:
     "Kind -> name -> doc and params"
     fit,steps = ('lr', 't', 'n_epoch'),('params', 'lr', 'weight_decay')
-    schedules = {k:entry(f, fit) for k,f in policies.items()}
+    schedules = {k:entry(f, fit, [partial(f, lr, 0., n) for lr,n in ((0.1, 10), (0.2, 20))]) for k,f in policies.items()}
     schedules['onecycle'] = entry(Learner.fit_one_cycle,
         ('self', 'n_epoch', 'lr_max', 'wd', 'cbs', 'reset_opt', 'start_epoch'))
-    return dict(trick={k:entry(o) for k,o in sorted([*tricks.items(), ('OneOf', OneOf), ('Chain', Chain)])},
-        optimizer={k:entry(cls, steps, **defaults) for k,(cls,defaults) in optimizers.items()}, schedule=schedules,
-        loss={k:entry(o) for k,o in losses.items()}, init={k:{} for k in inits},
+    named = sorted([*tricks.items(), ('OneOf', OneOf), ('Chain', Chain)])
+    return dict(trick={k:entry(o, make=[partial(o, 'lenet') if k=='KD' else o]) for k,o in named},
+        optimizer={k:entry(cls, steps, [partial(create_opt_func, k)], **defaults) for k,(cls,defaults) in optimizers.items()},
+        schedule=schedules,
+        loss={k:entry(o, make=[o]) for k,o in losses.items()}, init={k:{} for k in inits},
         backbone={k:dict(doc=backbones[k].paper) for k in list_models()})
 
 if __name__=='__main__':

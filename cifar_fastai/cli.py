@@ -192,7 +192,7 @@ _sources = [Flag('config', str, None, 'file with settings, one per line, such as
 
 def _no_bars():
     from fastprogress import fastprogress
-    fastprogress.NO_BAR = True
+    fastprogress.NO_BAR,fastprogress.ConsoleProgressBar.fill = True,'' # a bar prints its fill when it is made
 
 def _call(func, flags, given):
     "Call a command with the flags that were given"

@@ -673,7 +673,7 @@ def test_bad_sweep(capsys, argv, says, workers):
 def test_no_bars_in_a_pipe():
     'A line an epoch, and no bars'
     out = piped('cifar_train', '--dataset digits --model toynet_s1_k3 --epochs 2 --fraction 0.1 --bs 64')
-    assert out.count('accuracy')==3 and '|-' not in out
+    assert out.count('accuracy')==3 and '|-' not in out and '█' not in out
 
 @pytest.mark.parametrize('argv', [['a', 'b'], ['--exps', 'nowhere', '--table', '3.5']])
 def test_nothing_there(capsys, argv):
@@ -693,3 +693,14 @@ def test_export(capsys):
     with learn.no_bar(): assert len(learn.predict(load_run('exps/a/666').dls.valid_ds[0][0])[2])==10
     with pytest.raises(SystemExit): cifar_export(argv=['exps/a/667'])
     assert 'Traceback' not in capsys.readouterr().err
+
+@pytest.mark.parametrize('argv,says', [(['--tricks', 'SAM(rho=-1)'], 'SAM: rho is -1: it must be a number in [0, 1000]'),
+    (['--tricks', 'Cutout(2.5)'], 'Cutout: length is 2.5: it must be an integer in [0, 1024]'),
+    (['--optimizer', 'sgd(momentum=1.0)'], 'sgd: momentum is 1.0: it must be a number in [0, 1)'),
+    (['--schedule', 'multistep(gamma=2.0)'], 'multistep: gamma is 2.0: it must be a number in [0, 1]'),
+    (['--loss', 'CrossEntropy(smoothing=2.0)'], 'CrossEntropy: smoothing is 2.0: it must be a number in [0, 1]')])
+def test_ranges_without_torch(argv, says):
+    'Ranges of arguments are checked before torch is imported'
+    code = f'import sys; from cifar_fastai.cli import cifar_train\ntry: cifar_train(argv={argv!r})\nexcept SystemExit: print("torch" in sys.modules)'
+    p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert says in p.stderr and p.stdout=='False\n'

@@ -89,13 +89,14 @@ def registry_table()->dict: # kind, such as trick or optimizer -> name -> dict w
     return json.loads(package_file('registry.json').read_text(encoding='utf-8'))
 
 # %% ../../nbs/61_runs.config.ipynb #7b90045f
-def _checked(name, k, v, default):
+def _checked(name, k, v, default, limits=None):
     "Validate and convert `v` for the parameter `k` of `name`"
     if isinstance(v, Call): return resolve_call('trick', v)
     if default is None or isinstance(default, (list, str)) and isinstance(v, (tuple, list)) or v==default: return v
     if isinstance(default, bool): return check_bool(f'{name}: {k}', v)
     if isinstance(default, (int, float)) and not isinstance(v, (tuple, list)):
-        return type(default)(check_range(f'{name}: {k}', v, -2**63, 2**63, whole=isinstance(default, int)))
+        limits = limits or dict(lo=-2**63, hi=2**63, whole=isinstance(default, int))
+        return type(default)(check_range(f'{name}: {k}', v, **limits))
     if isinstance(default, str) and not isinstance(v, str):
         raise UserError(f'{name}: {k} is {short(v)}: it must be a string.')
     return v
@@ -118,7 +119,8 @@ def resolve_call(
         if k not in names: raise unknown(f'parameter of {call.name}', k, names)
         if k in given: raise UserError(f'{call.name} has {k} twice: keep one of them.')
         given[k] = v
-    given = {k:_checked(call.name, k, v, params[k]) for k,v in given.items()}
+    ranges = table[call.name].get('ranges', {})
+    given = {k:_checked(call.name, k, v, params[k], ranges.get(k)) for k,v in given.items()}
     unnamed = [_checked(call.name, 'argument', o, None) for o in unnamed]
     return Call(call.name, unnamed, {k:given[k] for k in names if k in given and _plain(given[k])!=params[k]})
 
