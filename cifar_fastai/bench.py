@@ -77,7 +77,7 @@ def bare_loop(
         opt.step()
         opt.zero_grad()
 
-# %% ../nbs/80_bench.ipynb #ccf7460a
+# %% ../nbs/80_bench.ipynb #9701b5a9
 def hand_loop(
     model:nn.Module, # trained in place
     opt:torch.optim.Optimizer, # over its parameters
@@ -122,7 +122,7 @@ def epoch_cost(
             fs[name] = partial(_train_epoch, learn)
     return time_interleaved(fs, base, n)
 
-# %% ../nbs/80_bench.ipynb #bbb92d19
+# %% ../nbs/80_bench.ipynb #dfd51164
 def _sgd(model): return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
 def _loops(arch, dls):
@@ -135,7 +135,7 @@ def _loops(arch, dls):
     model = create_model(arch, dls.c).to(dls.device, memory_format=torch.channels_last)
     return res | {'by hand, channels_last':partial(hand_loop, model, _sgd(model), ds.x, ds.y, dls.train.bs)}
 
-# %% ../nbs/80_bench.ipynb #fe83d8ae
+# %% ../nbs/80_bench.ipynb #53eb1759
 def _train_epoch(learn):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=NoValidation())
 
@@ -143,7 +143,7 @@ class NoValidation(Callback):
     "Skip validation"
     def before_validate(self): raise CancelValidException
 
-# %% ../nbs/80_bench.ipynb #50f4cb12
+# %% ../nbs/80_bench.ipynb #6a55114e
 def _pil_loader(dls, workers):
     "A `DataLoader` of torchvision's transforms of single images"
     import torchvision.transforms as T
@@ -164,7 +164,7 @@ def _fastai_learner(arch, dls):
     opt = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
     return Learner(loaders, create_model(arch, dls.c), nn.CrossEntropyLoss(), opt_func=opt, lr=0.01)
 
-# %% ../nbs/80_bench.ipynb #5ac6c62b
+# %% ../nbs/80_bench.ipynb #bf8b2ce1
 def _batch_transforms(model, opt, dls):
     "An epoch with torchvision's transforms of batches"
     from torchvision.transforms import v2
@@ -182,7 +182,7 @@ def _other_sam(model, opt, batches):
         F.cross_entropy(model(x), y).backward()
         opt.second_step(zero_grad=True)
 
-# %% ../nbs/80_bench.ipynb #e0b62b06
+# %% ../nbs/80_bench.ipynb #8832608c
 def peer_cost(
     arch:str='resnet20', # name of a backbone
     dls=None, # `DataLoaders`; default: the digits
@@ -265,8 +265,8 @@ def save_bench(
 ):
     "Write results and their environment to a JSON file; results with the same environment and settings are kept"
     new = dict(machine=machine(), data=data, **figures)
-    if Path(path).is_file():
-        old = read_json(path)
+    with suppress(UserError): # it is not there, or holds something else
+        old = read_json(check_output(path))
         same = isinstance(old, dict) and all(old.get(k)==new.get(k) for k in ('machine', 'data', 'settings'))
         if same: new = {k:{**old[k], **v} if isinstance(v, dict) and k in old else v for k,v in (old | new).items()}
     with atomic_write(path, 'w') as f: f.write(json.dumps(new, indent=1)+'\n')
