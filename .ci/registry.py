@@ -58,15 +58,22 @@ def entry(f, drop=(), make=(), **new):
     found = {k:v for k,v in first.items() if all(o.get(k)==v for o in others) and not {v['lo'], v['hi']} & {*defaults}}
     return dict(doc=doc(f), params=ps) | (dict(ranges=found) if found else {})
 
+def optimizer(name, cls, defaults):
+    "The row of an optimizer, with the parameters that `create_opt_func` adds to its own"
+    make = partial(create_opt_func, name)
+    row,own = entry(cls, ('params', 'lr', 'weight_decay'), [make], **defaults),entry(create_opt_func, ('name',), [make])
+    res = {k:row.get(k, {}) | own.get(k, {}) for k in ('params', 'ranges')}
+    return dict(doc=row['doc']) | {k:v for k,v in res.items() if v}
+
 def table()->dict:
     "Kind -> name -> doc and params"
-    fit,steps = ('lr', 't', 'n_epoch'),('params', 'lr', 'weight_decay')
+    fit = 'lr', 't', 'n_epoch'
     schedules = {k:entry(f, fit, [partial(f, lr, 0., n) for lr,n in ((0.1, 10), (0.2, 20))]) for k,f in policies.items()}
     schedules['onecycle'] = entry(Learner.fit_one_cycle,
         ('self', 'n_epoch', 'lr_max', 'wd', 'cbs', 'reset_opt', 'start_epoch'))
     named = sorted([*tricks.items(), ('OneOf', OneOf), ('Chain', Chain)])
     return dict(trick={k:entry(o, make=[partial(o, 'lenet') if k=='KD' else o]) for k,o in named},
-        optimizer={k:entry(cls, steps, [partial(create_opt_func, k)], **defaults) for k,(cls,defaults) in optimizers.items()},
+        optimizer={k:optimizer(k, cls, defaults) for k,(cls,defaults) in optimizers.items()},
         schedule=schedules,
         loss={k:entry(o, make=[o]) for k,o in losses.items()}, init={k:{} for k in inits},
         backbone={k:dict(doc=backbones[k].paper) for k in list_models()})

@@ -21,13 +21,14 @@ from .zoo.shake import (BranchTrick, ShakeDrop, ShakeDropLayer, ShakeShakeLayer,
 from .zoo.registry import (Backbone, backbones, create_model, init_weights, inits, list_models, model_summary,
     register_models, zoo_table)
 from .losses import CrossEntropy, LabelSmoothing, LossTrick, losses
-from .optimizers import LARS, AdaBound, AdaBoundW, Lion, create_opt_func, optimizers
+from .optimizers import LARS, AdaBound, AdaBoundW, Lion, Muon, create_opt_func, optimizers
 from .schedules import (PolicyScheduler, cosine, cosine_restarts, epochwise, multistep, plot_policy, policies, policy_values,
     triangular, warmcosine, warmup_multistep)
 from .callback.mixers import Chain, CutMix, Mixer, MixUp, OneOf, RICAP
 from .callback.sam import ASAM, SAM, SecondPass
 from .callback.distill import KD
 from .callback.average import EMA, SWA, Averager, Lookahead, update_bn
+from .callback.whiten import Whiten
 from .callback.monitor import (CPUUse, GPUUse, GradientClip, ImagesPerSecond, Monitor, NonFiniteLoss, PeakMemory,
     StopOnNonFinite, TrainAccuracy, ValidateEvery)
 from .runs.checkpoint import Checkpoint

@@ -485,7 +485,7 @@ def _(old):
 def _(old):
     def create_opt(self):
         old(self)
-        if managed(self): getattr(self.opt, 'created', noop)()
+        if managed(self): getattr(self.opt, 'created', noop)(self)
     return create_opt
 
 @extend(ParamScheduler, 'before_fit')

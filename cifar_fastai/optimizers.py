@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/optimizers.html.md"""
 
 # %% auto #0
 __all__ = ['optimizers', 'check_lr', 'GroupedOptim', 'create_opt_func', 'ForeachOptimizer', 'AdaBound', 'AdaBoundW', 'LARS',
-           'Lion']
+           'Lion', 'orthogonalize', 'Muon']
 
 # %% ../nbs/41_optimizers.ipynb #771ccb72
 import math
@@ -108,8 +108,11 @@ class GroupedOptim(OptimWrapper):
     def __init__(self,
         params=None, # parameters, or lists of them, one per layer group
         opt=None, # a torch optimizer class, or an instance
+        norm_bias_lr:float=1., # factor of `lr` for the biases of normalisation layers
+        head_lr:float=1., # factor of `lr` for the last linear layer
         **kwargs
     ):
+        self.lr_factors = norm_bias_lr,head_lr
         super().__init__(params, opt, **kwargs)
         self.n_parts = [1]*len(self.opt.param_groups)
 
@@ -166,17 +169,20 @@ optimizers = Registry('optimizer')
 
 def create_opt_func(
     name:str, # name of an optimizer, see `optimizers`
+    norm_bias_lr:float=1., # factor of `lr` for the biases of normalisation layers
+    head_lr:float=1., # factor of `lr` for the last linear layer
     **kwargs, # override its defaults
 ): # called with parameter groups and `lr` by the Learner
     "An `opt_func` for a Learner"
     if not isinstance(name, str): raise UserError(f'name is {short(name)}: it must be the name of an optimizer.')
     cls,defaults = optimizers[name]
+    factors = {k:check_range(k, v, 1e-6, 1e6) for k,v in dict(norm_bias_lr=norm_bias_lr, head_lr=head_lr).items()}
     kwargs = _checked_all(**{**defaults, **kwargs})
     try: cls([nn.Parameter(torch.zeros(1))], **kwargs)
     except UserError: raise
     except (TypeError, ValueError, RuntimeError) as e:
         raise UserError(f'The optimizer {name} does not accept {short(kwargs)}: {e}') from None
-    return partial(GroupedOptim, opt=cls, **kwargs)
+    return partial(GroupedOptim, opt=cls, **factors, **kwargs)
 
 # %% ../nbs/41_optimizers.ipynb #4cddaedf
 optimizers.update(sgd=(torch.optim.SGD, dict(momentum=0.9)),
@@ -304,11 +310,73 @@ class Lion(ForeachOptimizer):
         torch._foreach_add_(ps, torch._foreach_sign(torch._foreach_lerp(m, grads, 1-b1)), alpha=-lr)
         torch._foreach_lerp_(m, grads, 1-b2)
 
+# %% ../nbs/41_optimizers.ipynb #5945338c
+def orthogonalize(
+    g:Tensor, # matrix (n, m)
+    steps:int=5, # iterations
+)->Tensor: # bf16, with singular values near 1
+    "Approximate the orthogonal factor of the polar decomposition of `g` by Newton–Schulz iterations (2409.20325)"
+    x = g.bfloat16()
+    if g.shape[0]>g.shape[1]: x = x.T
+    x = x/x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x@x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return x.T if g.shape[0]>g.shape[1] else x
+
+# %% ../nbs/41_optimizers.ipynb #28360a09
+class Muon(ForeachOptimizer):
+    "Muon: orthogonalised momentum for the filters of convolutions, and SGD for the rest (Jordan et al. 2024)"
+    states = ('momentum_buffer',)
+    def __init__(self,
+        params, # parameters, or parameter groups
+        lr:float=0.02, # learning rate
+        momentum:float=0.95, # momentum of filters, in [0, 1)
+        sgd_momentum:float=0.9, # momentum of the other parameters, in [0, 1)
+        weight_decay:float=0., # weight decay; that of filters is decoupled
+        ns_steps:int=5, # Newton–Schulz iterations
+        normalize:bool=False, # rescale the filters of a layer to unit mean square norm before each step?
+    ):
+        check_range('ns_steps', ns_steps, 1, 100, whole=True)
+        super().__init__(params, _checked_all(lr=lr, momentum=momentum, sgd_momentum=sgd_momentum,
+            weight_decay=weight_decay, ns_steps=ns_steps, normalize=check_bool('normalize', normalize)))
+
+    def update(self, g, ps, grads, bufs):
+        kinds = groupby(zip(ps, grads, bufs), lambda o: o[0].ndim>2)
+        for filters,found in kinds.items():
+            update = self._update_filters if filters else self._update_rest
+            update(g, *map(list, zip(*found)))
+
+    def _momentum(self, grads, bufs, momentum):
+        "Nesterov momentum"
+        torch._foreach_mul_(bufs, momentum)
+        torch._foreach_add_(bufs, grads)
+        return torch._foreach_add(grads, bufs, alpha=momentum)
+
+    def _update_filters(self, g, ps, grads, bufs):
+        us = [orthogonalize(o.flatten(1), g['ns_steps']).view(o.shape).to(o)
+            for o in self._momentum(grads, bufs, g['momentum'])]
+        if g['normalize']: torch._foreach_mul_(ps, [len(p)**0.5/n for p,n in zip(ps, torch._foreach_norm(ps))])
+        elif g['weight_decay']: torch._foreach_mul_(ps, 1-g['lr']*g['weight_decay'])
+        tall = [max(1, len(p)**2/p.numel())**0.5 for p in ps]
+        torch._foreach_add_(ps, torch._foreach_mul(us, [-g['lr']*o for o in tall]))
+
+    def _update_rest(self, g, ps, grads, bufs):
+        grads = torch._foreach_add(grads, ps, alpha=g['weight_decay'])
+        torch._foreach_add_(ps, self._momentum(grads, bufs, g['sgd_momentum']), alpha=-g['lr'])
+
 # %% ../nbs/41_optimizers.ipynb #584f4f59
-optimizers.update(adabound=(AdaBound, {}), adaboundw=(AdaBoundW, {}), lars=(LARS, {}), lion=(Lion, {}))
+optimizers.update(adabound=(AdaBound, {}), adaboundw=(AdaBoundW, {}), lars=(LARS, {}), lion=(Lion, {}), muon=(Muon, {}))
 
 # %% ../nbs/41_optimizers.ipynb #899f0580
 @patch
-def created(self:GroupedOptim):
-    "Called when a Learner has created the optimizer: exclude the parameters it marked from weight decay"
+def created(self:GroupedOptim,
+    learn:Learner, # whose optimizer this is
+):
+    "Called when a Learner has created the optimizer: split off the parameters with hyperparameters of their own"
     self.split([p for p,s in self.state.items() if not s.get('do_wd', True)], wd=0.)
+    modules = list(learn.model.modules())
+    norm_biases = [m.bias for m in modules if isinstance(m, norm_types) and m.bias is not None]
+    head = [p for m in modules if isinstance(m, nn.Linear) for p in [m.parameters()]][-1:]
+    for ps,f in zip((norm_biases, [p for o in head for p in o]), self.lr_factors):
+        if f!=1: self.split(ps, lr=f, wd=1/f)

@@ -121,10 +121,14 @@ def triangular(
     t:float, # epochs since the start
     n_epoch:int, # total number of epochs
     up:float=None, # epochs of the increase; default 15, or half of a fit shorter than 30
+    start:float=0., # initial factor, in [0, 1]
+    end:float=0., # final factor, in [0, 1]
 ):
     "Linear increase, then linear decrease (1506.01186)"
     up = check_range('up', ifnone(up, min(15, n_epoch/2)), 0, n_epoch)
-    return lr*t/up if t<up else lr*(n_epoch-t)/max(n_epoch-up, 1e-9)
+    start,end = check_range('start', start, 0, 1),check_range('end', end, 0, 1)
+    if t<up: return lr*start + (lr-lr*start)*t/up
+    return lr*end + (lr-lr*end)*(n_epoch-t)/max(n_epoch-up, 1e-9)
 
 # %% ../nbs/42_schedules.ipynb #1758201f
 epochwise = dict(multistep=4, cosine=10, warmup_multistep=10, cosine_restarts=10, warmcosine=100,
@@ -302,10 +306,12 @@ def fit_triangular(self:Learner,
     n_epoch:int, # epochs
     lr=None, # maximum learning rate; default the Learner's
     up:float=None, # epochs of the increase; default 15, or half of a fit shorter than 30
+    start:float=0., # initial factor, in [0, 1]
+    end:float=0., # final factor, in [0, 1]
     **kwargs
 ):
     "Fit with a linear increase of the learning rate, then a linear decrease (1506.01186)"
-    self.fit_policy('triangular', n_epoch, lr, shape=dict(up=up), **kwargs)
+    self.fit_policy('triangular', n_epoch, lr, shape=dict(up=up, start=start, end=end), **kwargs)
 
 # %% ../nbs/42_schedules.ipynb #23cf2012
 @patch

@@ -16,6 +16,8 @@ from .loop import *
 
 # %% ../nbs/04_trick.ipynb #4ce02fb5
 training_step = '''
+# before_fit
+    whiten             4       # computes the first convolution from the training images
 for epoch in range(n_epoch):
     for x, y in dls.train:     # uint8 images on the device, in the order drawn for this epoch
         flip_epoch     6       # Flip(alternate=True), of every other epoch: before anything that has a direction

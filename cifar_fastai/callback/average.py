@@ -128,24 +128,39 @@ class Lookahead(Trick):
     def __init__(self,
         k:int=5, # fast steps per slow step
         alpha:float=0.5, # step size of the slow weights, 0 to 1
-    ): self.k,self.alpha = check_range('k', k, 1, 10**6, whole=True),check_range('alpha', alpha, 0, 1)
+        ramp:float=0., # `1-alpha` is multiplied by the progress of the fit, 0 to 1, to this power
+        start:float=0., # fraction of the fit before the first slow weights, 0 to 1
+        buffers:bool=False, # treat buffers, such as BatchNorm statistics, like weights?
+    ):
+        self.k,self.alpha = check_range('k', k, 1, 10**6, whole=True),check_range('alpha', alpha, 0, 1)
+        self.ramp,self.start = check_range('ramp', ramp, 0, 100),check_range('start', start, 0, 1)
+        self.buffers = check_bool('buffers', buffers)
 
-    def before_train(self):
-        if self.slow is None: self.slow = [p.detach().clone() for p in self.model.parameters()]
+    @property
+    def fast(self):
+        "The tensors of the model that are interpolated"
+        buffers = [b for b in self.model.buffers() if b.is_floating_point()] if self.buffers else []
+        return [*self.model.parameters(), *buffers]
+
+    def before_batch(self):
+        if self.slow is None and self.pct_train>=self.start: self.slow = [o.detach().clone() for o in self.fast]
 
     @torch.no_grad()
     def after_step(self):
         self.n += self.stepped
-        if not self.stepped or self.n%self.k: return
-        ps = list(self.model.parameters())
-        torch._foreach_lerp_(ps, self.slow, 1-self.alpha)
-        torch._foreach_copy_(self.slow, ps)
+        if not self.stepped or self.slow is None or self.n%self.k: return
+        fast,progress = self.fast,self.pct_train + 1/(self.n_iter*self.n_epoch)
+        torch._foreach_lerp_(fast, self.slow, (1-self.alpha)*progress**self.ramp)
+        torch._foreach_copy_(self.slow, fast)
 
     def after_fit(self): self.n,self.slow = 0,None
-
-    def state_dict(self): return dict(n=self.n, slow=self.slow)
-    def load_state_dict(self, sd):
-        self.n,slow = sd['n'],sd['slow']
-        self.slow = slow and [o.to(p, copy=True) for o,p in zip(slow, self.model.parameters())]
-
     def __getstate__(self): return {**super().__getstate__(), 'n':0, 'slow':None}
+
+# %% ../../nbs/53_callback.average.ipynb #a319f703
+@patch
+def state_dict(self:Lookahead): return dict(n=self.n, slow=self.slow)
+
+@patch
+def load_state_dict(self:Lookahead, sd):
+    self.n,slow = sd['n'],sd['slow']
+    self.slow = slow and [o.to(p, copy=True) for o,p in zip(slow, self.fast)]

@@ -153,7 +153,8 @@ def _check_text(name, v, default):
         raise UserError(f'{name} contains {short(bad[0])}: control characters and invalid Unicode are not allowed.')
 
 # %% ../../nbs/61_runs.config.ipynb #a61cc880
-_choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), precision=('fp32', 'bf16', 'fp16'))
+_choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), precision=('fp32', 'bf16', 'fp16'),
+    tta=('none', 'flip', 'shift'))
 
 @dataclass
 class RunConfig:
@@ -178,6 +179,7 @@ class RunConfig:
     valid_every:int=1 # number of epochs between validations; the last epoch is always validated
     precision:str='fp32' # fp32, or mixed precision: bf16 or fp16
     compile:bool=False # compile the network? Only worthwhile for long runs
+    tta:str='none' # test-time augmentation of the final results: none, flip, or shift (flip and translate)
     seed:int=666 # random seed
     threads:int=None # number of CPU threads (default: torch's choice)
 
@@ -233,7 +235,7 @@ def override(self:RunConfig, **changes)->RunConfig: # changes: fields; None leav
     if 'epochs' in changes and 'schedule' not in changes:
         check_setting('epochs', changes['epochs'], 1)
         call = self.call('schedule')
-        scaled = {k:call.kwargs[k]*changes['epochs']/self.epochs for k in ('warmup', 'period') if k in call.kwargs}
+        scaled = {k:v*changes['epochs']/self.epochs for k,v in call.kwargs.items() if k in ('warmup', 'period', 'up')}
         derived['schedule'] = str(call._replace(kwargs=call.kwargs | scaled))
     return replace(self, **derived | changes)
 

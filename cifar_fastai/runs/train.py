@@ -43,10 +43,10 @@ class RunLog(ManagedCallback):
         tensorboard:bool=False, # also write TensorBoard event files?
         files:dict=None, # name -> text, written before the first batch
         curves:bool=True, # write `curves.png`?
+        tta:str='none', # test-time augmentation of the final results, see `tta_logits`
     ):
-        self.curves = curves
+        self.curves,self.tta = curves,tta
         self.folder,self.tensorboard,self.files,self.rows = folder,tensorboard,files or {},[]
-
         self.best = None # epoch and weights, if better than those in the folder
 
     def state_dict(self): return dict(rows=self.rows)
@@ -63,7 +63,7 @@ class RunLog(ManagedCallback):
         self.rows = self.rows[:self.epoch] + [row]
         if best_row(self.rows) is row: self.best = self.epoch,_copy(self.model.state_dict())
         if self.tensorboard: _to_tensorboard(path/'tensorboard', row)
-        if self.epoch+1==self.n_epoch: self.folder.write_test(*self.learn.get_preds(dl=self.dls.loaders[-1], act=noop))
+        if self.epoch+1==self.n_epoch: self.folder.write_test(*self.learn.tta_preds(tta=self.tta))
         if not self.learn._grab_cbs(Checkpoint): self.before_checkpoint()
         if self.epoch+1==self.n_epoch and self.curves: self.folder.write_curves(self.rows)
 
@@ -340,7 +340,8 @@ def train(
     with folder.lock(), deterministic(same_bits), cpu_threads(cfg.threads):
         if folder.is_finished(settings, resume): return folder.path
         learn = plan.learner(path=folder.path, metrics=[accuracy, top5])
-        log = RunLog(folder, tensorboard, folder.start_files(settings, environment(learn.dls, same_bits)), curves)
+        files = folder.start_files(settings, environment(learn.dls, same_bits))
+        log = RunLog(folder, tensorboard, files, curves, cfg.tta)
         with ContextManagers([] if bar else [learn.no_bar(), learn.no_logging()]):
             if cfg.compile: print(f'The network was compiled in {compile_now(learn):.0f} s.')
             _run(plan, learn, folder, log, row)
@@ -354,10 +355,12 @@ def _one_process():
 # %% ../../nbs/65_runs.train.ipynb #efc740db
 def report(folder)->str:
     "Summary of the run in `folder`"
-    rows = RunFolder(folder).log()
+    run = RunFolder(folder)
+    rows,tta = run.log(),run.settings().get('tta', 'none')
     best = best_row(rows)
-    return (f"accuracy {rows[-1]['accuracy']:.2%} after epoch {rows[-1]['epoch']+1}, {best['accuracy']:.2%} at best "
-        f"(epoch {best['epoch']+1}); {sum(r['seconds'] for r in rows):.0f} seconds\n"
+    views = f" ({run.test().accuracy:.2%} with test-time augmentation '{tta}')" if tta!='none' else ''
+    return (f"accuracy {rows[-1]['accuracy']:.2%} after epoch {rows[-1]['epoch']+1}{views}, {best['accuracy']:.2%} "
+        f"at best (epoch {best['epoch']+1}); {sum(r['seconds'] for r in rows):.0f} seconds\n"
         f"{folder}/ contains log.csv (one row per epoch), curves.png, last.safetensors (to "
         "resume), best.safetensors (weights), "
         "config.yaml and environment.json")

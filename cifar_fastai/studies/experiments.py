@@ -72,6 +72,22 @@ def variants(e:Experiment)->list: # of `Experiment`
     models += [('toynet_s1_k3', bs) for bs in (32, 512)]
     return [replace(e, id=f'{e.table}/{m}_bs{bs}', config=replace(e.config, model=m, bs=bs)) for m,bs in models]
 
+# %% ../../nbs/71_studies.experiments.ipynb #17b12ffe
+def _speedruns():
+    "The fast recipe of 2404.00498, and its variant with Muon"
+    tricks = ['LabelSmoothing(eps=0.2)', 'Whiten()', 'Flip(alternate=True)', "RandomCrop(pad=2, mode='reflect')"]
+    averaged = 'Lookahead(alpha=0.226, ramp=3.0, start=0.3, buffers=True)'
+    shared = dict(wd=0.00133, precision='bf16', drop_last=True, tta='shift')
+    nesterov = 'nesterov(momentum=0.85, norm_bias_lr=64.0)'
+    muon = 'muon(momentum=0.6, sgd_momentum=0.85, ns_steps=3, normalize=True, norm_bias_lr=442.0, head_lr=5580.0)'
+    sgd = RunConfig('airbench94', epochs=10, bs=1024, lr=1.5, tricks=[*tricks, averaged], valid_every=10,
+        optimizer=nesterov, schedule='triangular(up=2.3, start=0.2, end=0.07)', **shared)
+    orthogonal = RunConfig('airbench94_muon', epochs=8, bs=2000, lr=0.24, tricks=tricks, valid_every=8,
+        optimizer=muon, schedule='triangular(up=0.0)', **shared | dict(wd=0.0167))
+    figures = dict.fromkeys(_figures) | dict(top1=94.01)
+    return [Experiment(f'speedrun/{c.model}', 'speedrun', c, (), figures, 'published for the original images')
+        for c in (sgd, orthogonal)]
+
 # %% ../../nbs/71_studies.experiments.ipynb #80051d4e
 _figures = dict(top1='published_top1', error='published_error', loss='published_loss', paper_error='paper_error',
     train_top1='published_train_top1', gpu_mem_mb='published_gpu_mem_mb', weight_mib='published_weight_mib')
@@ -86,14 +102,16 @@ def _registry():
             e = Experiment(f'{table}/{name}', table, _config(r), _trick_names(r), figures, r['note'])
             assert e.id not in res, e.id
             res[e.id] = e
+    for e in _speedruns(): res[e.id] = e
     return res
 
 # %% ../../nbs/71_studies.experiments.ipynb #c9d6b194
 def experiments(
     pattern='*', # shell-style pattern of ids, such as `'3.9/*'`
 )->list: # of `Experiment`
-    "The published experiments, in the order of publication"
-    return [e for k,e in _registry().items() if fnmatch(k, pattern)]
+    "The published experiments, in the order of publication; `'speedrun/*'` are apart"
+    extra = pattern.startswith('speedrun')
+    return [e for k,e in _registry().items() if fnmatch(k, pattern) and (e.table!='speedrun' or extra)]
 
 def experiment(
     id:str, # id, such as `'3.9/ss64_cm'`
@@ -150,7 +168,7 @@ def select_experiments(
     all:bool=False, # select all rows?
 )->list: # of `Experiment`
     "Select the rows of a table, or those that match the patterns"
-    tables = list(dict.fromkeys(e.table for e in experiments()))
+    tables = list(dict.fromkeys(e.table for e in _registry().values()))
     if table is not None and table not in tables: raise unknown('table', table, tables)
     patterns = [o.strip() for o in (rows or '').split(',') if o.strip()]
     if table: patterns.insert(0, f'{table}/*')

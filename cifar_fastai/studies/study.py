@@ -128,7 +128,8 @@ class Study:
     @property
     def digest(self):
         "Identifies the protocol"
-        text = json.dumps(self.protocol, sort_keys=True)
+        default = asdict(RunConfig())
+        text = json.dumps({k:v for k,v in self.protocol.items() if v!=default[k]}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
     def run_folder(self,
