@@ -279,6 +279,25 @@ class Lookahead(Hand):
             self.slow[n] = self.slow[n] + self.t.alpha*(p.detach()-self.slow[n])
             p.data.copy_(self.slow[n])
 
+class Whiten(Hand):
+    'The first convolution is computed from patches that are cut out one by one, and is not trained'
+    place = -1
+    def start(self, model):
+        self.w = next(p for p in model.parameters() if p.ndim==4)
+        h,w = self.w.shape[2:]
+        total = n = 0
+        for x,_ in self.batches:
+            for i in range(x.shape[2]-h+1):
+                for j in range(x.shape[3]-w+1):
+                    p = x[:,:,i:i+h,j:j+w].reshape(len(x), -1)
+                    total,n = total+p.T.double()@p.double(),n+len(p)
+        values,vectors = torch.linalg.eigh(total/n)
+        half = [vectors[:,k]/(values[k]+self.t.eps).sqrt() for k in range(len(values)-1, -1, -1)][:len(self.w)//2]
+        self.w.requires_grad_(False)
+        for k,v in enumerate([*half, *(-v for v in half)]): self.w[k] = v.view_as(self.w[k])
+
+    def end(self, model): self.w.requires_grad_(True)
+
 class ShakeDrop(Hand):
     "Branches are multiplied by factors drawn once a batch, over their expectation"
     def start(self, model):
@@ -341,8 +360,8 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
         kind = type(h.t).__name__
         names[h] = f'{seed}/{kind}/{sum(n.split("/")[1]==kind for n in names.values())}'
     velocity = {}
-    for h in hs:
-        h.epochs = epochs
+    for h in sorted(hs, key=lambda h: h.place):
+        h.epochs,h.batches = epochs,batches
         h.start(model)
     model.train()
     for i,(x,y) in enumerate(batches*epochs, 1):

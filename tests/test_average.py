@@ -154,3 +154,21 @@ def test_export(cb, tmp_path):
     (lambda: fit(learner([Lookahead(), Lookahead(3)]), 1), 'each pull the same weights back')])
 def test_refusals(made, said):
     with pytest.raises(UserError, match=said): made()
+
+def test_lookahead_ramp():
+    'The pull of the slow weights grows with the progress of the fit; buffers are included; the beginning is left out'
+    n,total,slow = 0,15,None
+    def after_step(model):
+        nonlocal n,slow
+        fast = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
+        n += 1
+        if slow is not None and n%2==0:
+            for i,(s,f) in enumerate(zip(slow, fast)):
+                pull = 0.6*(n/total)**3
+                slow[i] = pull*s + (1-pull)*f.detach()
+                f.data.copy_(slow[i])
+        if slow is None and n/total>=0.2: slow = [f.detach().clone() for f in fast]
+    want = loop(3, after_step=after_step)
+    got = fit(learner(Lookahead(2, 0.4, ramp=3, start=0.2, buffers=True)), 3).model
+    assert_close(got, want)
+    assert not torch.allclose(got[1].running_mean, fit(learner(Lookahead(2, 0.4, ramp=3, start=0.2)), 3).model[1].running_mean)

@@ -6,7 +6,9 @@ from cifar_fastai.cli import cifar_evaluate
 from cifar_fastai.core import UserError
 from cifar_fastai.data.loaders import cifar_dls
 from cifar_fastai.runs.config import RunConfig
-from cifar_fastai.runs.train import train
+from cifar_fastai.runs.export import load_run
+from cifar_fastai.runs.folder import RunFolder
+from cifar_fastai.runs.train import report, train
 from cifar_fastai.studies.evaluate import calibration_bins, calibration_error, corrupt, corruptions, evaluate, measures, tta_logits
 
 @pytest.fixture(scope='module')
@@ -92,3 +94,20 @@ def test_refused(argv, says, capsys, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as e: cifar_evaluate(argv=argv)
     err = capsys.readouterr().err
     assert e.value.code==2 and says in err and err.count('\n')==1
+
+def test_tta_of_a_run(tmp_path):
+    'The stored results of a run with test-time augmentation are those of its evaluation, and of a loop by hand'
+    cfg = RunConfig(model='lenet', dataset='digits', bs=64, epochs=2, lr=0.05, schedule='onecycle', threads=1, tta='shift')
+    folder = train(cfg, 'tta', exps=tmp_path, gpu='cpu', bar=False, curves=False)
+    stored = RunFolder(folder).test()
+    assert stored.accuracy==evaluate(folder, tta='shift').rows[0]['accuracy']
+    learn = load_run(folder)
+    learn.model.eval()
+    x,y = learn.dls.valid.after_batch((learn.dls.valid_ds.x,))[0],learn.dls.valid_ds.y
+    padded = torch.nn.functional.pad(x, (1,)*4, mode='reflect')
+    views = [(1/2, x), (1/4, padded[:,:,:32,:32]), (1/4, padded[:,:,2:,2:])]
+    with torch.no_grad(): logits = sum(w/2*(learn.model(v)+learn.model(v.flip(3))) for w,v in views)
+    assert stored.accuracy==pytest.approx((logits.argmax(1)==y).float().mean().item())
+    ll = torch.log_softmax(logits, 1).gather(1, y[:,None])[:,0].numpy()
+    assert np.allclose(stored.log_likelihood, ll, atol=2e-3, rtol=2e-3)
+    assert f"{stored.accuracy:.2%} with test-time augmentation 'shift'" in report(folder)

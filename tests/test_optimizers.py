@@ -14,7 +14,7 @@ from cifar_fastai.runs.checkpoint import Checkpoint, learner_state, load_learner
 from cifar_fastai.core import UserError
 from cifar_fastai.data.loaders import cifar_dls
 from cifar_fastai.learner import cifar_learner
-from cifar_fastai.optimizers import AdaBound,AdaBoundW,LARS,Lion,create_opt_func,optimizers
+from cifar_fastai.optimizers import AdaBound,AdaBoundW,LARS,Lion,Muon,create_opt_func,optimizers,orthogonalize
 
 class TheirAdaBound(po.AdaBound):
     "pytorch_optimizer's, without the 1e-15 that it adds to the second moment and the paper does not"
@@ -365,3 +365,98 @@ def test_lr_find_keeps_base_lr():
 def test_refusals(make, said):
     with pytest.raises(UserError) as e: make([nn.Parameter(torch.ones(1))])
     assert said in str(e.value)
+
+# Muon
+@pytest.mark.parametrize('shape', [(6, 20), (20, 6), (8, 8)])
+@pytest.mark.parametrize('steps,momentum,wd', [(5, 0.95, 0.1), (3, 0.6, 0.)])
+def test_muon_is_torchs(shape, steps, momentum, wd):
+    "Filters of 1x1 are updated as torch's Muon updates matrices"
+    torch.manual_seed(0)
+    w,grads = torch.randn(shape),torch.randn(10, *shape)
+    mine,theirs = nn.Parameter(w[...,None,None].clone()),nn.Parameter(w.clone())
+    a = Muon([mine], lr=0.02, momentum=momentum, weight_decay=wd, ns_steps=steps)
+    b = torch.optim.Muon([theirs], lr=0.02, momentum=momentum, weight_decay=wd, ns_steps=steps)
+    for g in grads:
+        mine.grad,theirs.grad = g[...,None,None].clone(),g.clone()
+        a.step()
+        b.step()
+    moved = (theirs-w).norm()
+    assert moved>0.1 and (mine[...,0,0]-theirs).norm() < 0.03*moved # bf16
+
+def test_muon_rest_is_sgd():
+    "Matrices and vectors are updated by torch's SGD with Nesterov momentum"
+    torch.manual_seed(0)
+    ps = [nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in ((3, 4), (5,))]
+    qs = [nn.Parameter(p.detach().clone()) for p in ps]
+    a = Muon(ps, lr=0.1, sgd_momentum=0.8, weight_decay=0.01)
+    b = torch.optim.SGD(qs, lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
+    for _ in range(5):
+        for p,q in zip(ps, qs):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p,q in zip(ps, qs): torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+def test_muon_normalize():
+    'The filters are rescaled before the step, and are not decayed'
+    torch.manual_seed(0)
+    w,g = torch.randn(6, 3, 3, 3, dtype=torch.float64),torch.randn(6, 3, 3, 3, dtype=torch.float64)
+    p = nn.Parameter(w.clone().contiguous(memory_format=torch.channels_last))
+    p.grad = g.clone()
+    Muon([p], lr=0.1, weight_decay=0.5, normalize=True).step()
+    want = w*6**0.5/w.norm() - 0.1*orthogonalize(g.flatten(1)).double().view_as(w)
+    torch.testing.assert_close(p.detach(), want, rtol=0, atol=0.005) # bf16
+
+def test_orthogonalize():
+    'Singular vectors are kept, singular values become about 1'
+    torch.manual_seed(0)
+    g = torch.randn(12, 30)
+    u,_,v = torch.linalg.svd(g, full_matrices=False)
+    s = u.T@orthogonalize(g, 6).float()@v.T
+    assert (s.diag()-1).abs().max()<0.4 and (s-torch.diag(s.diag())).abs().max()<0.05
+
+# learning rates of norm biases and of the head
+@pytest.mark.parametrize('wd_bn_bias', [True, False])
+def test_lr_factors(wd_bn_bias):
+    "A fit equals a loop over torch's SGD with parameter groups written out"
+    def learner():
+        set_seed(0)
+        dls = cifar_dls('digits', fraction=0.05, bs=25)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+            nn.Linear(16, 10))
+        return cifar_learner(model, dls, opt_func=create_opt_func('sgd', norm_bias_lr=8, head_lr=0.25), lr=0.1, wd=0.01,
+            wd_bn_bias=wd_bn_bias, channels_last=False)
+    learn,seen = learner(),[]
+    start = copy.deepcopy(learn.model)
+    def record(self):
+        if self.training: seen.append((self.xb[0].clone(), self.yb[0].clone()))
+    learn.add_cb(Callback(after_pred=record))
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    bias_wd = 0.01 if wd_bn_bias else 0.
+    def group(p, lr, wd): return dict(params=[p], lr=lr, weight_decay=wd)
+    conv,norm,head = start[0],start[1],start[5]
+    opt = torch.optim.SGD([group(conv.weight, 0.1, 0.01), group(conv.bias, 0.1, bias_wd), group(norm.weight, 0.1, bias_wd),
+        group(norm.bias, 0.8, bias_wd/8), group(head.weight, 0.025, 0.04), group(head.bias, 0.025, bias_wd*4)],
+        momentum=0.9)
+    for x,y in seen:
+        opt.zero_grad()
+        nn.functional.cross_entropy(start(x), y).backward()
+        opt.step()
+    for a,b in zip(learn.model.parameters(), start.parameters()): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+def test_lr_factors_in_a_life():
+    'A schedule, a second fit and a checkpoint keep the factors'
+    learn = cifar_learner(net().float(), cifar_dls('digits', fraction=0.02, bs=10),
+        opt_func=create_opt_func('nesterov', norm_bias_lr=64), lr=0.1)
+    learn.model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 10))
+    def factors(): return [gs[-1]['lr']/gs[0]['lr'] for gs in learn.opt.layers]
+    with learn.no_bar(), learn.no_logging():
+        for _ in range(2):
+            learn.fit_one_cycle(1, 0.1)
+            assert factors()==[pytest.approx(64)]
+    assert learn.opt.hypers[0]['lr']==learn.opt.opt.param_groups[0]['lr']
+
+@pytest.mark.parametrize('kw,message', [(dict(norm_bias_lr=0), 'norm_bias_lr is 0'), (dict(head_lr='a'), "head_lr is 'a'")])
+def test_lr_factors_invalid(kw, message):
+    with pytest.raises(UserError, match=message): create_opt_func('sgd', **kw)

@@ -4,7 +4,7 @@ import numpy as np,pytest,torch
 from functools import partial
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, CosineAnnealingWarmRestarts, CyclicLR
-from torch.optim.lr_scheduler import LinearLR, MultiStepLR, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, MultiStepLR, SequentialLR
 from fastai.callback.core import Callback
 from fastai.test_utils import synth_learner
 from cifar_fastai.core import UserError
@@ -26,6 +26,10 @@ def torch_values(make, n_epoch, lr, n_iter, by):
 def multistep(opt, k, milestones, gamma): return MultiStepLR(opt, [m*k for m in milestones], gamma)
 def cosine(opt, k, n, lr_min): return CosineAnnealingLR(opt, n*k, lr_min)
 def restarts(opt, k, T_0, T_mult, lr_min): return CosineAnnealingWarmRestarts(opt, T_0*k, T_mult, lr_min)
+def three_points(opt, k):
+    'Linear between 0.2, 1 and 0.07 of the learning rate'
+    return LambdaLR(opt, lambda i: np.interp(i/k, [0, 2.5, 10], [0.2, 1, 0.07]))
+
 def triangular(opt, k, n, up): return CyclicLR(opt, 0., opt.param_groups[0]['lr'], up*k, (n-up)*k, cycle_momentum=False)
 
 def warmup_multistep(opt, k, warmup, start, milestones, gamma):
@@ -62,7 +66,8 @@ shapes = [ # chkstyle: ignore-node
     ('cosine_restarts', 50, dict(T_0=2, T_mult=3, lr_min=0.), partial(restarts, T_0=2, T_mult=3, lr_min=0.)),
     ('cosine_restarts', 20, dict(T_0=4, T_mult=1), partial(restarts, T_0=4, T_mult=1, lr_min=1e-4)),
     ('triangular', 50, dict(), partial(triangular, n=50, up=15)),
-    ('triangular', 9, dict(up=2), partial(triangular, n=9, up=2))]
+    ('triangular', 9, dict(up=2), partial(triangular, n=9, up=2)),
+    ('triangular', 10, dict(up=2.5, start=0.2, end=0.07), three_points)]
 ids = [f'{p} {n} {shape}' for p,n,shape,_ in shapes]
 
 @pytest.mark.parametrize('by', ['epoch', 'batch'])
@@ -98,7 +103,7 @@ bad_settings = [ # of which policies, setting, values
     (steps, 'gamma', (-1, 2, 'a', nan)), (ends, 'lr_min', (-1, 0.2, 'a', float('inf'))),
     (('warmup_multistep', 'warmcosine'), 'warmup', (-1, 5, 'a')),
     (('warmup_multistep', 'warmcosine'), 'start', (-1, 2, 'a')), (('warmcosine',), 'period', (0, -1, 'a', 1e30)),
-    (('triangular',), 'up', (-1, 9, 'a')),
+    (('triangular',), 'up', (-1, 9, 'a')), (('triangular',), 'start', (-1, 2, 'a')), (('triangular',), 'end', (-1, 2, 'a')),
     (('cosine_restarts',), 'T_0', (0, 1e-9, 'a', 1e30)), (('cosine_restarts',), 'T_mult', (0.5, 1e9, nan))]
 refused = [(p, {k:v}, k) for ps,k,vs in bad_settings for p in ps for v in vs]
 

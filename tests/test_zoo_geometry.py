@@ -33,6 +33,12 @@ def resnet9():
     return maps((64,32), (128,16), (256,8), (512,4), (512,1)) + [(512,),(10,),
         (10,)],sum(cb(i, o, 3) for i,o in layers) + 5120
 
+def airbench():
+    'The whitening layer, then blocks of two convolutions with a trained bias per norm, and a linear layer without a bias'
+    widths = (24,64),(64,256),(256,256)
+    count = conv(3, 24, 2, bias=True) + sum(conv(i, o, 3) + conv(o, o, 3) + 2*o for i,o in widths) + 2560
+    return maps((24,31), (24,31), (64,15), (256,7), (256,3), (256,1)) + [(256,), (10,), (10,)],count
+
 def resnext29(groups, base, n, after=lambda c, s: 0):
     'Three stages of n bottlenecks; `after` counts what ends a branch of c channels on a map of side s'
     count,i = cb(3, 64, 3) + linear(1024, 10),64
@@ -123,7 +129,7 @@ def coatnet(depths, widths):
         count += kind(i, o, s, True) + (n-1)*kind(o, o, s, False)
     return maps(*zip(widths, (16,8,4,2,1))) + [(10,)],count
 
-geometry = dict(lenet=lenet(), ToyNet=toynet(), resnet9=resnet9(), googlenet=googlenet(), squeezenet=squeezenet(),
+geometry = dict(airbench94=airbench(), airbench94_muon=airbench(), lenet=lenet(), ToyNet=toynet(), resnet9=resnet9(), googlenet=googlenet(), squeezenet=squeezenet(),
     pnasnet=pnasnet(), nasnet=nasnet(),
     dpn=dpn((2,2,2,2)), dpn92=dpn((3,4,20,3)), ge_resnext29_8x64d=resnext29(8, 64, 3, gather_excite),
     coatnet_0=coatnet((2,2,3,5,2), (64,96,192,384,768)), coatnet_1=coatnet((2,2,6,14,2), (64,96,192,384,768)),

@@ -20,7 +20,7 @@ def patch_moments(
     ks:tuple, # height and width of a patch
 )->Tensor: # (c*kh*kw, c*kh*kw), float64
     "Second moments of all patches"
-    p = F.unfold(x.float(), ks).transpose(0, 1).flatten(1)
+    p = F.unfold(x, ks).transpose(0, 1).flatten(1)
     return (p@p.T).double()/p.shape[1]
 
 def whitening_filters(
@@ -41,7 +41,8 @@ def _first_images(learn, n):
     "Batches of the first training images, `n` or more if there are as many"
     dl = learn.dls.train
     if isinstance(dl, TensorDL):
-        dl = dl.new(dl.dataset.subset(torch.arange(min(n, len(dl.dataset))), 1), shuffle=False, drop_last=False)
+        images = ImageTensors(dl.dataset.x[:n], vocab=dl.dataset.vocab)
+        dl = dl.new(images, shuffle=False, drop_last=False, weights=None)
     for b in dl:
         x = learn._set_device(b)[0]
         yield x
