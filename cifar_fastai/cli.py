@@ -340,6 +340,8 @@ def cifar_study(
     equal_time:bool=False, # add a baseline with twice the epochs, if an arm needs two passes per step?
     tune:str=None, # first tune every arm on a grid, such as "lr=0.05,0.1 wd=5e-4,1e-3", on held-out training images
     tune_seeds:int=2, # number of seeds per grid setting
+    outcome:str='accuracy', # what to compare: accuracy, top5, nll, ece (calibration error) or corruptions
+    logits:bool=False, # store the logits of the test images?
     row:str=None, # published experiment to use as the baseline, such as 3.9/ss64_orgin
     root:str=None, # folder or archive of a named data set
     gpu:str=None, # index of the GPU, or cpu (default: one process per GPU)
@@ -351,10 +353,11 @@ def cifar_study(
     cfg = study.study_config(cfg, gpu)
     found = study.create_arms(arms, cfg, pairs, equal_time, root=root)
     folder = Path(studies)/(name or study.study_name(cfg))
-    s = study.open_study(folder, found, range(first_seed, first_seed+seeds), not dry_run, tune, tune_seeds=tune_seeds,
-        root=root, gpu=gpu)
+    bar = sys.stdout.isatty()
+    s = study.open_study(folder, found, range(first_seed, first_seed+seeds), not dry_run, tune, outcome, logits,
+        tune_seeds=tune_seeds, root=root, gpu=gpu, workers=workers, bar=bar)
     if dry_run: return print(study.study_plan(s, gpu, root))
-    study.run_study(s, root, gpu, workers, bar=sys.stdout.isatty())
+    study.run_study(s, root, gpu, workers, bar)
     res = study.study_result(s)
     res.save()
     print(f'{res}\n{folder}/: report.html, forest.png, study.csv, and the {s.done()} runs; '

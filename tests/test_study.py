@@ -1,12 +1,17 @@
 'Studies: arms, paired seeds, statistics against scipy and simulation, controls, interruption, several processes'
 import json, math, signal, subprocess, sys, time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np, pytest
 from scipy import stats
 from cifar_fastai.cli import cifar_study
 from cifar_fastai.core import UserError
 from cifar_fastai.runs.config import RunConfig
+from cifar_fastai.runs.export import load_run
+from cifar_fastai.runs.folder import RunFolder
+from cifar_fastai.runs.train import train
+from cifar_fastai.studies.evaluate import corruptions, evaluate
+from cifar_fastai.studies.report import read_run
 from cifar_fastai.studies.stats import bootstrap_difference, detectable, holm, mcnemar, outperforms, paired_p
 from cifar_fastai.studies.study import create_arm, create_arms, load_study, open_study, pack_study, run_study, study, study_result
 
@@ -307,3 +312,107 @@ def test_bad_grid(grid, says):
     with pytest.raises(UserError) as e: study('MixUp()', seeds=2, tune=grid or ' ', name='s', gpu='cpu', dataset='digits', model='lenet',
         fraction=0.1, epochs=1)
     assert says in str(e.value) and not Path('studies/s/study.json').exists()
+
+# outcomes, teachers, logits
+def small(*arms, seeds=2, **kwargs):
+    "A study in the working directory"
+    kw = dict(model='lenet', dataset='digits', fraction=0.1, bs=32, epochs=2, lr=0.05, schedule='onecycle', gpu='cpu', bar=False)
+    return study(list(arms), seeds, **kw | kwargs)
+
+@pytest.mark.parametrize('outcome', ['top5', 'nll', 'ece', 'corruptions'])
+def test_outcome(outcome):
+    'What is compared is what `evaluate` measures, and lower is better for an error'
+    res = small('label_noise=0.5', outcome=outcome, name='s', epochs=4, seeds=3)
+    a = res.study.arms[1]
+    for s in range(3):
+        row = evaluate(res.study.run_folder(a, s).path, robustness=outcome=='corruptions').rows[0]
+        want = sum(row[k] for k in corruptions)/5 if outcome=='corruptions' else row[outcome]
+        assert res.runs[a.name][s]['value']==pytest.approx(want*(1 if outcome=='nll' else 100), rel=2e-3)
+    r = res.arms[0]
+    xs,ys = ([res.runs[k][s]['value'] for s in range(3)] for k in (a.name, 'baseline'))
+    assert r.difference.value==pytest.approx(np.mean(np.subtract(xs, ys)))
+    lower = outcome in ('nll', 'ece')
+    wins = [(x<y)==lower for x,y in zip(xs, ys) if abs(x-y)>1e-9]
+    assert r.better.value==pytest.approx(np.mean(wins))
+    pack_study(res.study, 's.safetensors')
+    assert load_study('s.safetensors').arms==res.arms and str(load_study('studies/s'))==str(res)
+    label = dict(top5='top-5 accuracy', nll='negative log likelihood', ece='calibration error',
+        corruptions='accuracy under corruptions')[outcome]
+    assert label in str(res) and label in res.html()
+
+def test_verdict_where_lower_is_better():
+    'Noise in the labels hurts the log likelihood: a higher loss'
+    r = small('label_noise=0.8', outcome='nll', seeds=4, epochs=12).arms[0]
+    assert r.difference.value>0 and r.verdict=='hurts' and r.better.value==0
+
+def test_another_outcome_is_refused():
+    small('MixUp()', name='s')
+    with pytest.raises(UserError, match='contains another study .outcome is .accuracy., not .nll.'):
+        small('MixUp()', name='s', outcome='nll')
+    with pytest.raises(UserError, match="There is no outcome 'auc'"): small('MixUp()', name='t', outcome='auc')
+    assert not Path('studies/t').exists()
+
+def test_logits():
+    'Stored on request, in the run and in the packed file'
+    res = small('MixUp()', name='s', logits=True)
+    folder = res.study.run_folder(res.study.arms[1], 0)
+    learn = load_run(folder.path)
+    with learn.no_bar(): want = learn.get_preds(act=lambda x: x)[0]
+    assert np.allclose(folder.test().logits, want, atol=0.02, rtol=2e-3)
+    pack_study(res.study, 's.safetensors')
+    assert np.array_equal(load_study('s.safetensors').runs['MixUp()'][0]['test'].logits, folder.test().logits)
+
+def test_teacher():
+    'A teacher is trained once for each seed, its weights are used, and its time counts'
+    res = small("KD('toynet_s1_k3')", "KD('toynet_s1_k3') MixUp()", "KD('lenet', T=2)", name='s')
+    s,teachers = res.study,Path('studies/s/runs/model-toynet_s1_k3')
+    assert sorted(o.name for o in teachers.iterdir())==['0', '1'] and len(s.jobs())==8
+    for seed in range(2):
+        one,_,own = (s.run_folder(a, seed).read() for a in s.arms[1:])
+        assert one.config['tricks']==[f"KD(teacher='toynet_s1_k3', path='{teachers/str(seed)}/last.safetensors')"]
+        assert f'runs/baseline/{seed}/last.safetensors' in own.config['tricks'][0]
+        t = read_run(teachers/str(seed))
+        assert t.config['seed']==seed and t.config['tricks']==[]
+        total = sum(one.column('cpu_seconds'))+sum(t.column('cpu_seconds'))
+        assert res.runs[s.arms[1].name][seed]['seconds']==pytest.approx(total)
+    by_hand = train(replace(s.base, seed=0, tricks=[f"KD('toynet_s1_k3', path='{teachers}/0/last.safetensors')"]), 'hand',
+        exps='exps', gpu='cpu', bar=False)
+    assert RunFolder(by_hand).read().accuracy==s.run_folder(s.arms[1], 0).read().accuracy
+
+def test_unknown_teacher():
+    with pytest.raises(UserError, match="There is no backbone 'lenett': did you mean 'lenet'"): small("KD('lenett')")
+
+@pytest.mark.parametrize('text,changes', [
+    ('SAM() lr=0.1', dict(tricks=['SAM()'], lr=0.1)), ('lr=0.1 SAM(rho=0.1) epochs=4', dict(tricks=['SAM(rho=0.1)'], lr=0.1, epochs=4)),
+    ('lr = 0.1', dict(lr=0.1)), ("optimizer=muon(momentum=0.5, ns_steps=3) wd=0", dict(optimizer='muon(momentum=0.5, ns_steps=3)', wd=0)),
+    ("OneOf(MixUp(), CutMix(beta=0.5)) bs=16", dict(tricks=['OneOf(MixUp(), CutMix(beta=0.5))'], bs=16)),
+    ("RandomCrop(2, mode='reflect')", dict(tricks=["RandomCrop(pad=2, mode='reflect')"]))])
+def test_several_settings(text, changes):
+    'An arm may change several settings and add tricks'
+    base = RunConfig(model='lenet', dataset='digits', epochs=4)
+    cfg = create_arm(text, base).config
+    want = {**asdict(base), **changes}
+    assert asdict(cfg)==asdict(RunConfig(**want))
+
+def test_several_settings_refused():
+    with pytest.raises(UserError, match='has lr twice'): create_arm('lr=0.1 lr=0.2', RunConfig())
+
+def test_mcnemar_by_image():
+    'The report counts the seeds whose test images are classified differently'
+    res = small('label_noise=0.9', seeds=3, epochs=8)
+    ps = [mcnemar(*(res.runs[k][s]['test'].correct for k in ('label_noise=0.9', 'baseline'))) for s in range(3)]
+    assert res.arms[0].mcnemar==sum(p<0.05 for p in ps)>0
+    assert f'{res.arms[0].mcnemar} of 3' in ' '.join(res.notes())
+
+def test_passes():
+    'A run counts optimizer steps, forward and backward passes'
+    s = small('SAM()', 'MixUp()', seeds=1).study
+    for a,k in zip(s.arms, (1, 2, 1)):
+        for row in s.run_folder(a, 0).log():
+            assert (row['steps'], row['forward_passes'], row['backward_passes'])==(5, 5*k, 5*k)
+
+def test_tuned_by_workers():
+    'Two processes tune as one does'
+    arms = create_arms(['MixUp()'], replace(base, threads=1))
+    one,two = (open_study(k, arms, [0], tune='lr=0.01,0.05', gpu='cpu', workers=w, bar=False) for k,w in (('a', None), ('b', 2)))
+    assert one.tuning['chosen']==two.tuning['chosen'] and one.tuning['runs']==two.tuning['runs']==8

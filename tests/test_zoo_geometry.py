@@ -129,11 +129,12 @@ def coatnet(depths, widths):
         count += kind(i, o, s, True) + (n-1)*kind(o, o, s, False)
     return maps(*zip(widths, (16,8,4,2,1))) + [(10,)],count
 
-geometry = dict(airbench94=airbench(), airbench94_muon=airbench(), lenet=lenet(), ToyNet=toynet(), resnet9=resnet9(), googlenet=googlenet(), squeezenet=squeezenet(),
+geometry = dict(lenet=lenet(), ToyNet=toynet(), resnet9=resnet9(), googlenet=googlenet(), squeezenet=squeezenet(),
     pnasnet=pnasnet(), nasnet=nasnet(),
     dpn=dpn((2,2,2,2)), dpn92=dpn((3,4,20,3)), ge_resnext29_8x64d=resnext29(8, 64, 3, gather_excite),
     coatnet_0=coatnet((2,2,3,5,2), (64,96,192,384,768)), coatnet_1=coatnet((2,2,6,14,2), (64,96,192,384,768)),
     coatnet_2=coatnet((2,2,6,14,2), (128,128,256,512,1026)), coatnet_3=coatnet((2,2,6,14,2), (192,192,384,768,1536)))
+geometry |= dict(airbench94=airbench(), airbench94_muon=airbench())
 geometry |= {f'shake_resnet26_2x{w}d':shake(w) for w in (32, 64)}
 geometry |= {f'toynet_s{s}_k{k}':lenet(k, s, True) for s in (1, 4, 16) for k in (3, 5)}
 geometry |= {f'spp_d{d}_p{p}':spp(d//9, n) for d in (11, 20, 29) for p,n in dict(A=1, B=1, C=1, D=3).items()}

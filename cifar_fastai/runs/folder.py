@@ -162,6 +162,7 @@ class TestResult(NamedTuple):
     correct:np.ndarray # classified correctly? `(n,)`, bool
     log_likelihood:np.ndarray # log likelihood of the labels, `(n,)`, float16
     labels:str # digest of the labels
+    logits:np.ndarray=None # `(n,n_out)`, float16, if they were stored
 
     @property
     def accuracy(self): return float(self.correct.mean())
@@ -170,13 +171,15 @@ class TestResult(NamedTuple):
 def write_test(self:RunFolder,
     logits:Tensor, # `(n,n_out)`
     labels:Tensor, # classes, `(n,)`
+    keep:bool=False, # store the logits?
 ):
     "Write `test.safetensors`"
     logits,labels = logits.detach().cpu().float(),labels.cpu()
     ll = F.log_softmax(logits, 1).gather(1, labels[:,None])[:,0].half()
     bits = torch.from_numpy(np.packbits((logits.argmax(1)==labels).numpy()))
     digest = hashlib.blake2b(labels.numpy().tobytes(), digest_size=8).hexdigest()
-    save_tensors(self.path/'test.safetensors', dict(correct=bits, log_likelihood=ll), dict(labels=digest))
+    tensors = dict(correct=bits, log_likelihood=ll) | (dict(logits=logits.half()) if keep else {})
+    save_tensors(self.path/'test.safetensors', tensors, dict(labels=digest))
 
 @patch
 def test(self:RunFolder)->TestResult|None: # None if the file does not exist
@@ -184,12 +187,14 @@ def test(self:RunFolder)->TestResult|None: # None if the file does not exist
     path = self.path/'test.safetensors'
     if not self.has('test.safetensors'): return None
     with os_errors(path, 'is not a valid file of test results'), safe_open(path, 'np') as f:
-        if sorted(f.keys())!=['correct', 'log_likelihood'] or 'labels' not in (f.metadata() or {}):
+        names = sorted({*f.keys()}-{'logits'})
+        if names!=['correct', 'log_likelihood'] or 'labels' not in (f.metadata() or {}):
             raise UserError(f'{path} is not a valid file of test results.')
-        bits,ll,labels = f.get_tensor('correct'),f.get_tensor('log_likelihood'),f.metadata()['labels']
+        bits,ll,logits = (f.get_tensor(k) if k in f.keys() else None for k in ('correct', 'log_likelihood', 'logits'))
+        labels = f.metadata()['labels']
     if bits.dtype!=np.uint8 or ll.ndim!=1 or len(bits)!=-(-len(ll)//8) or not len(ll):
         raise UserError(f'{path} is not a valid file of test results.')
-    return TestResult(np.unpackbits(bits, count=len(ll)).astype(bool), ll, labels)
+    return TestResult(np.unpackbits(bits, count=len(ll)).astype(bool), ll, labels, logits)
 
 # %% ../../nbs/64_runs.folder.ipynb #2fd93a72
 def _progress_words(at, epochs): return f'{at[0]} of {epochs} epochs' + (f' and {at[1]} batches' if at[1] else '')

@@ -11,6 +11,7 @@ __all__ = ['RunLog', 'data_digest', 'environment', 'create_call', 'create_tricks
 
 # %% ../../nbs/65_runs.train.ipynb #6b04b5ff
 import hashlib, os, platform, psutil, re, signal, subprocess, time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -44,14 +45,14 @@ class RunLog(ManagedCallback):
         files:dict=None, # name -> text, written before the first batch
         curves:bool=True, # write `curves.png`?
         tta:str='none', # test-time augmentation of the final results, see `tta_logits`
+        logits:bool=False, # store the logits of the test images?
     ):
-        self.curves,self.tta = curves,tta
-        self.folder,self.tensorboard,self.files,self.rows = folder,tensorboard,files or {},[]
+        store_attr(but='files')
+        self.files,self.rows,self.counts = files or {},[],Counter()
         self.best = None # epoch and weights, if better than those in the folder
 
-    def state_dict(self): return dict(rows=self.rows)
-    def load_state_dict(self, sd): self.rows = sd['rows']
-
+    def state_dict(self): return dict(rows=self.rows, counts=dict(self.counts))
+    def load_state_dict(self, sd): self.rows,self.counts = sd['rows'],Counter(sd.get('counts', {}))
     def before_epoch(self): self.start = time.perf_counter(),time.process_time()
     def before_train(self):
         while self.files: self.folder.write(*self.files.popitem())
@@ -63,7 +64,7 @@ class RunLog(ManagedCallback):
         self.rows = self.rows[:self.epoch] + [row]
         if best_row(self.rows) is row: self.best = self.epoch,_copy(self.model.state_dict())
         if self.tensorboard: _to_tensorboard(path/'tensorboard', row)
-        if self.epoch+1==self.n_epoch: self.folder.write_test(*self.learn.tta_preds(tta=self.tta))
+        if self.epoch+1==self.n_epoch: self.folder.write_test(*self.learn.tta_preds(tta=self.tta), self.logits)
         if not self.learn._grab_cbs(Checkpoint): self.before_checkpoint()
         if self.epoch+1==self.n_epoch and self.curves: self.folder.write_curves(self.rows)
 
@@ -84,7 +85,19 @@ def _row(self:RunLog):
     names,values = self.recorder.metric_names,self.recorder.values[-1]
     values = {names[1+c]:v for c,v in zip(values.columns, values)}
     seconds,cpu = (round(a-b, 3) for a,b in zip((time.perf_counter(), time.process_time()), self.start))
-    return dict(epoch=self.epoch, lr=self.opt.hypers[-1]['lr']) | values | dict(seconds=seconds, cpu_seconds=cpu)
+    counts,self.counts = {k:self.counts[k] for k in ('steps', 'forward_passes', 'backward_passes')},Counter()
+    times = dict(seconds=seconds, cpu_seconds=cpu)
+    return dict(epoch=self.epoch, lr=self.opt.hypers[-1]['lr']) | values | times | counts
+
+# %% ../../nbs/65_runs.train.ipynb #a7ec5fc4
+@patch
+def after_pred(self:RunLog): self.counts['forward_passes'] += self.training
+
+@patch
+def before_backward(self:RunLog): self.counts['backward_passes'] += 1
+
+@patch
+def after_step(self:RunLog): self.counts['steps'] += 1
 
 # %% ../../nbs/65_runs.train.ipynb #a3837f27
 def _tensorboard_writer():
@@ -328,6 +341,7 @@ def train(
     same_bits:bool=False, # use deterministic kernels? See `deterministic`
     bar:bool=True, # show progress bars?
     curves:bool=True, # write `curves.png`?
+    logits:bool=False, # store the logits of the test images?
 )->Path: # folder of the run
     "Train or resume a run; a finished run is not trained again"
     _one_process()
@@ -341,7 +355,7 @@ def train(
         if folder.is_finished(settings, resume): return folder.path
         learn = plan.learner(path=folder.path, metrics=[accuracy, top5])
         files = folder.start_files(settings, environment(learn.dls, same_bits))
-        log = RunLog(folder, tensorboard, files, curves, cfg.tta)
+        log = RunLog(folder, tensorboard, files, curves, cfg.tta, logits)
         with ContextManagers([] if bar else [learn.no_bar(), learn.no_logging()]):
             if cfg.compile: print(f'The network was compiled in {compile_now(learn):.0f} s.')
             _run(plan, learn, folder, log, row)
