@@ -486,6 +486,7 @@ def cifar_bench(
     save_bench(out, data or f'{dataset}, {len(dls.train_ds):,} images',
         settings=dict(model=model, bs=bs, rounds=rounds), **figures)
     def row(k, name, r):
-        return {k:name} | {what:f'{r[o]:.3f}' for what,o in (('ratio', 'ratio'), ('CPU ratio', 'cpu_ratio'),
-            ('seconds', 'seconds'))}
+        columns = dict(ratio='ratio', cpu_ratio='CPU ratio', seconds='seconds', peak_memory_mib='peak MiB',
+            idle='GPU idle')
+        return {k:name} | {what:f'{r[o]:.3f}' for o,what in columns.items() if o in r}
     for k,v in figures.items(): print(_table([row(k, name, r) for name,r in v.items()]), end='\n\n')

@@ -111,3 +111,9 @@ def test_run(tmp_path, precision):
     a,b = (train(cfg, exps=tmp_path/i, same_bits=True, bar=False) for i in 'ab')
     a,b = (load_tree(o/'last.safetensors') for o in (a, b))
     assert_same(a['model'], b['model'])
+
+def test_bench_figures():
+    'A benchmark on a GPU reports peak memory and the idle share'
+    from cifar_fastai.bench import epoch_cost
+    r = epoch_cost('lenet', cifar_dls('digits', fraction=0.2), n=1)['Learner']
+    assert r['peak_memory_mib']>0 and 0<=r['idle']<1

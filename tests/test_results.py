@@ -10,7 +10,7 @@ from cifar_fastai.studies.experiments import experiments, variants
 from cifar_fastai.runs.config import write_config
 from cifar_fastai.studies.report import *
 from cifar_fastai.studies.compare import compare_runs
-from cifar_fastai.studies.stats import mean_interval, paired, welch
+from cifar_fastai.studies.stats import holm, mean_interval, paired_p
 
 digest = 'd1'*32
 known = {v.id:v for e in experiments() for v in variants(e)}
@@ -48,15 +48,6 @@ def line(report, row, i=0): return next(l for l in report.sections[i].lines if l
 
 # -- statistics, by formulas written out
 
-def by_hand_welch(xs, ys):
-    "Welch (1947): difference, standard error, and degrees of freedom of Welch and Satterthwaite"
-    def mean(v): return sum(v)/len(v)
-    def var(v): return sum((x-mean(v))**2 for x in v)/(len(v)-1)
-    a,b = var(xs)/len(xs),var(ys)/len(ys)
-    df = (a+b)**2/(a**2/(len(xs)-1)+b**2/(len(ys)-1))
-    d,half = mean(xs)-mean(ys),stats.t.ppf(0.975, df)*math.sqrt(a+b)
-    return d,d-half,d+half
-
 def by_hand_mean(ds):
     m = sum(ds)/len(ds)
     half = stats.t.ppf(0.975, len(ds)-1)*math.sqrt(sum((d-m)**2 for d in ds)/(len(ds)-1)/len(ds))
@@ -64,35 +55,18 @@ def by_hand_mean(ds):
 
 xs,ys = [91.2,91.9,91.5,90.8],[90.1,91.0,90.7]
 
-def test_welch_by_hand():
-    i = welch(xs, ys)
-    assert (i.value,i.lo,i.hi)==pytest.approx(by_hand_welch(xs, ys), rel=1e-12)
-    assert i.n==3
-
-def test_welch_of_a_textbook():
-    "Two runs a side with variances 2 and 8: standard error sqrt(5), 100/34 degrees of freedom"
-    i = welch([1,3], [0,4])
-    assert i.value==0 and i.hi==-i.lo
-    assert i.hi==pytest.approx(math.sqrt(5)*stats.t.ppf(0.975, 25/(1+16)), rel=1e-12)
-
-def test_paired_by_hand():
-    i = paired(xs[:3], ys)
+def test_interval_by_hand():
+    i = mean_interval([x-y for x,y in zip(xs, ys)])
     assert (i.value,i.lo,i.hi)==pytest.approx(by_hand_mean([x-y for x,y in zip(xs, ys)]), rel=1e-12)
-    assert (i.value,i.lo)!=pytest.approx((welch(xs[:3], ys).value,welch(xs[:3], ys).lo))
-    assert paired([3.,1.,4.], [0.,0.,0.])==mean_interval([3.,1.,4.])
 
-def test_pairs_have_to_be_pairs():
-    with pytest.raises(ValueError): paired(xs, ys)
-
-@pytest.mark.parametrize('a,b', [([1.],[2.,3.]), ([1.,2.],[3.]), ([],[1.,2.]), ([],[])])
-def test_no_interval_of_one_run(a, b):
-    i = welch(a, b)
-    assert math.isnan(i.lo) and math.isnan(i.hi)
-    assert str(i)==(f'{sum(a)/len(a)-sum(b)/len(b):+.2f}, no interval (n = 1)' if a else '–')
+@pytest.mark.parametrize('xs', [[1.], []])
+def test_no_interval_of_one_run(xs):
+    i = mean_interval(xs)
+    assert math.isnan(i.lo) and math.isnan(i.hi) and str(i)==('+1.00, no interval (n = 1)' if xs else '–')
 
 def test_no_interval_without_spread():
-    for i in (welch([1.,1.], [2.,2.]), paired([1.3,2.3], [1.,2.]), mean_interval([1.,1.])):
-        assert math.isnan(i.lo) and 'no spread' in str(i)
+    i = mean_interval([1.,1.])
+    assert math.isnan(i.lo) and 'no spread' in str(i)
 
 # -- runs
 
@@ -216,9 +190,11 @@ def test_report(tmp_path):
     xs,ys = [93.,92.5,95.],[91.,92.,93.]
     assert (l['last_mean'],l['last_sd'])==pytest.approx((sum(xs)/3,math.sqrt(sum((x-sum(xs)/3)**2 for x in xs)/2)))
     assert l['best_mean']==pytest.approx(l['last_mean']+1) and l['n']==3 and l['seeds']=='1, 2, 3'
-    w,p = l['last_welch'],l['last_paired']
-    assert (w.value,w.lo,w.hi)==pytest.approx(by_hand_welch(xs, ys))
-    assert (p.value,p.lo,p.hi)==pytest.approx(by_hand_mean([2,.5,2]))
+    d = l['difference']
+    assert (d.value,d.lo,d.hi)==pytest.approx(by_hand_mean([2,.5,2])) and l['pairs']==3
+    ps = [paired_p(xs, ys), paired_p([90.,91.,93.], ys), math.nan]
+    assert [line(rep, o)['adjusted'] for o in (cutout, mixup, both)]==pytest.approx(holm(ps), nan_ok=True)
+    assert [line(rep, o)['verdict'] for o in (cutout, mixup, both)]==['cannot be told']*2+['no verdict (under 3 pairs)']
     assert l['seconds']==pytest.approx(60) and l['peak_memory_mib']==499 and l['weight_mib']==pytest.approx(1, abs=1e-3)
     assert l['published_top1']==96.49
 
@@ -231,8 +207,8 @@ def test_columns(tmp_path):
     assert cols['published top-1, %']==['96.42','96.49','96.17','95.82']
     assert cols['last epoch, %']==['92.00 ± 1.00','93.50 ± 1.32','91.33 ± 1.53','94.00'] and cols['n']==['3',
         '3','3','1']
-    assert cols['difference, Welch'][0]=='baseline' and cols['difference, Welch'][1].startswith('+1.50 [')
-    assert cols['difference, Welch'][3]=='+2.00, no interval (n = 1)' and cols['difference, paired by seed'][3]=='+3.00, no interval (n = 1)'
+    assert cols['difference'][0]=='baseline' and cols['difference'][1].startswith('+1.50 [')
+    assert cols['difference'][3]=='+3.00' and cols['p, Holm'][::3]==['', ''] and cols['verdict'][1]=='cannot be told'
     assert cols['time, min']==['1.0']*4 and cols['weight, MiB']==['1.00']*4
 
 def test_rows_of_a_report(tmp_path):
@@ -326,10 +302,10 @@ def test_the_same_run_twice_counts_once(tmp_path):
 def test_without_baseline(tmp_path):
     "A baseline that was not run, one that shares no seed, and a table that has none"
     write_run(tmp_path/'a', cutout, 1)
-    assert report_runs(tmp_path/'a').sections[0].columns['difference, Welch']==['baseline not run']
+    assert report_runs(tmp_path/'a').sections[0].columns['difference']==['baseline not run']
     for s in (2,3): write_run(tmp_path/'a', base, s)
     cols = report_runs(tmp_path/'a').sections[0].columns
-    assert cols['difference, Welch'][1].endswith('(n = 1)') and cols['difference, paired by seed'][1]=='no seed in common'
+    assert cols['difference'][1]=='no seed in common' and cols['verdict'][1].startswith('no verdict')
     write_run(tmp_path/'b', '3.3/lenet', 1)
     cols = report_runs(tmp_path/'b').sections[0].columns
     assert not [k for k in cols if 'difference' in k] and cols['published error, %']==['29.24']
@@ -338,7 +314,7 @@ def test_a_baseline_of_another_kind_is_none(tmp_path):
     write_run(tmp_path, cutout, 1, epochs=8)
     write_run(tmp_path, base, 1)
     rep = report_runs(tmp_path, '3.9')
-    assert rep.sections[1].columns['difference, Welch']==['baseline not run']
+    assert rep.sections[1].columns['difference']==['baseline not run']
 
 def test_runs_of_no_row(tmp_path):
     sweep(tmp_path)
@@ -366,10 +342,10 @@ def test_csv_holds_everything(tmp_path):
     save_report(rep, tmp_path/'out')
     rows = list(csv.DictReader(open(tmp_path/'out'/'report.csv', newline='')))
     assert [r['row'] for r in rows]==[base,cutout,mixup,both]
-    w = line(rep, cutout)['last_welch']
-    assert [float(rows[1][f'last_welch{o}']) for o in ('', '_lo', '_hi', '_n')]==[w.value,w.lo,w.hi,w.n]
-    assert rows[3]['last_welch_lo']=='' and rows[3]['last_sd']==''
-    for k in ('code', 'device', 'source', 'split', 'train_images', 'epochs', 'seeds', 'best_paired_hi', 'tricks',
+    d = line(rep, cutout)['difference']
+    assert [float(rows[1][f'difference{o}']) for o in ('', '_lo', '_hi', '_n')]==[d.value,d.lo,d.hi,d.n]
+    assert rows[3]['difference_lo']=='' and rows[3]['last_sd']==''
+    for k in ('code', 'device', 'source', 'split', 'train_images', 'epochs', 'seeds', 'difference_hi', 'adjusted', 'verdict', 'tricks',
         'published_top1'):
         assert rows[1][k]
 
@@ -392,12 +368,12 @@ def test_page_is_self_contained(tmp_path):
     sweep(tmp_path, epochs=8)
     text = report_runs(tmp_path, '3.9').html()
     page = Page(text)
-    assert not page.stack and page.tags.count('svg')==3 and page.tags.count('figcaption')==3
+    assert not page.stack and page.tags.count('svg')==4 and page.tags.count('figcaption')==4
     assert page.refs and all(o.startswith('#') for o in page.refs)
     assert not {'script','link','iframe','object','img'} & {*page.tags}
     assert not re.findall(r'url\((?!#)|@import', text)
     assert 'prefers-color-scheme: dark' in text and 'width=device-width' in text and 'currentColor' in text and '#010203' not in text
-    assert page.text.count('50,000 training and 10,000 test images')==4
+    assert page.text.count('50,000 training and 10,000 test images')==5
 
 def test_foreign_text_stays_text(tmp_path):
     "A device or a folder named like a tag is shown, not obeyed"
@@ -474,7 +450,7 @@ def test_baseline_of_another_table(tmp_path):
         write_run(tmp_path, plain, s, (.5,.8+s/50))
     s, = report_runs(tmp_path, '3.6').sections
     assert s.columns['row']==[plain,
-        cosine.split('/')[1]] and s.columns['difference, paired by seed'][1].startswith('+8.50 [')
+        cosine.split('/')[1]] and s.columns['difference'][1].startswith('+8.50 [')
 
 def test_a_sweep(tmp_path):
     "Each variant of a row that is a sweep is a row of a report"
@@ -487,7 +463,7 @@ def test_a_sweep(tmp_path):
 def test_fewer_pairs_than_runs_are_said(tmp_path):
     for s in (1,2,3): write_run(tmp_path, base, s, (.5,.9+s/100))
     for s in (2,3,4): write_run(tmp_path, cutout, s, (.5,.8+s*s/100))
-    assert report_runs(tmp_path).sections[0].columns['difference, paired by seed'][1].endswith('], 2 pairs')
+    assert report_runs(tmp_path).sections[0].columns['difference'][1].endswith('], 2 pairs')
 
 def test_a_setting_younger_than_the_run(tmp_path):
     "A run of before there was a setting is read, with the setting's default"

@@ -126,8 +126,8 @@ def test_layers_of_its_own():
         fit(learner(StochasticDepth(), model))
 
 @pytest.mark.parametrize('made,said',
-    [(lambda: ShakeDrop(1.2), 'p is 1.2'), (lambda: ShakeDrop(1.), 'nothing is left'),
-        (lambda: StochasticDepth(1.), 'nothing is left'),
+    [(lambda: ShakeDrop(1.2), 'p is 1.2'), (lambda: ShakeDrop(1.), 'expected factor'),
+        (lambda: StochasticDepth(1.), 'expected factor'),
         (lambda: ShakeDrop(alpha=(1,0)),
             r'alpha is \(1, 0\): it must be two numbers in \[-10, 10\], the smaller one first')])
 def test_refused_when_made(made, said):

@@ -73,12 +73,12 @@ def test_bootstrap():
 @pytest.mark.parametrize('n', [3, 5, 10])
 def test_coverage(n):
     'The 95% intervals hold the truth in 94 to 96% of 10,000 simulated studies, and under no effect a verdict is wrong in at most 5.5%'
-    from cifar_fastai.studies.stats import paired
+    from cifar_fastai.studies.stats import mean_interval
     rng,hits,wrong = np.random.default_rng(n),0,0
     for _ in range(10_000):
         y = rng.normal(90, 1, n)
         xs = y+rng.normal(0, 1.5, (4, n))
-        i = paired(list(xs[0]), list(y))
+        i = mean_interval(list(xs[0]-y))
         hits += i.lo<=0<=i.hi
         wrong += min(holm([paired_p(x, y) for x in xs]))<0.05
     assert 0.94<=hits/10_000<=0.96 and wrong/10_000<=0.055

@@ -370,11 +370,12 @@ def _one_process():
 def report(folder)->str:
     "Summary of the run in `folder`"
     run = RunFolder(folder)
-    rows,tta = run.log(),run.settings().get('tta', 'none')
-    best = best_row(rows)
+    rows,settings = run.log(),run.settings()
+    best,tta = best_row(rows),settings.get('tta', 'none')
+    selected = ', selected on the test images' if settings.get('valid', 'test')=='test' else ''
     views = f" ({run.test().accuracy:.2%} with test-time augmentation '{tta}')" if tta!='none' else ''
     return (f"accuracy {rows[-1]['accuracy']:.2%} after epoch {rows[-1]['epoch']+1}{views}, {best['accuracy']:.2%} "
-        f"at best (epoch {best['epoch']+1}); {sum(r['seconds'] for r in rows):.0f} seconds\n"
+        f"at best (epoch {best['epoch']+1}{selected}); {sum(r['seconds'] for r in rows):.0f} seconds\n"
         f"{folder}/ contains log.csv (one row per epoch), curves.png, last.safetensors (to "
         "resume), best.safetensors (weights), "
         "config.yaml and environment.json")

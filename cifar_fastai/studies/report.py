@@ -13,7 +13,7 @@ import math, os, re, textwrap
 import matplotlib as mpl
 from contextlib import ExitStack
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, cached_property
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO, StringIO
@@ -26,6 +26,7 @@ from ..runs.config import *
 from ..serialize import *
 from ..runs.folder import *
 from .stats import *
+from .effects import *
 from .experiments import *
 
 # %% ../../nbs/74_studies.report.ipynb #d4e39134
@@ -151,6 +152,7 @@ class Section:
     runs:dict # id of a row -> its runs; the baseline of another table comes first
 
     every = property(lambda self: [r for o in self.runs.values() for r in o], doc='The runs of all rows')
+    arms = cached_property(lambda self: _compared(self)) # id of a row with a baseline -> `ArmResult`
     title = property(lambda self: f'Table {self.table}' + (f', {self.kind.title}' if self.kind.changes else ''))
 
     @property
@@ -170,15 +172,17 @@ def _spread(runs):
     return {f'{k}_{f}':v for k,xs in acc.items()
         for f,v in dict(mean=_mean(xs), sd=float(np.std(xs, ddof=1)) if len(xs)>1 else math.nan).items()}
 
-# %% ../../nbs/74_studies.report.ipynb #3a0d6180
-def _differences(runs, base):
-    "Differences in percentage points: Welch, and paired by seed"
-    res,(a,b) = {},map(_accuracies, (runs, base))
-    for k in a:
-        both = sorted(a[k].keys() & b[k].keys())
-        res |= {f'{k}_welch':welch([*a[k].values()], [*b[k].values()]),
-            f'{k}_paired':paired(*([o[k][s] for s in both] for o in (a, b)))}
-    return res
+# %% ../../nbs/74_studies.report.ipynb #6b0b2495
+def _result(run):
+    return dict(value=100*run.accuracy, seconds=run_seconds(run), test=RunFolder(run.folder).test(), run=run)
+
+def _compared(section):
+    "Id -> `ArmResult` of the rows with a baseline; those of one baseline are adjusted together"
+    runs = {k:{r.seed:_result(r) for r in v} for k,v in section.runs.items()}
+    bases = {k:_rows()[k].baseline for k in runs}
+    compared = [k for k in runs if bases[k] in runs]
+    found = [compare_arms(runs, ids, baseline=b) for b,ids in groupby(compared, bases.get).items()]
+    return {o.name:o for os in found for o in os}
 
 # %% ../../nbs/74_studies.report.ipynb #7a0b7a4f
 def _cost(runs):
@@ -192,6 +196,13 @@ def _cost(runs):
         seconds=_mean([r.seconds for r in runs]))
 
 # %% ../../nbs/74_studies.report.ipynb #6afaa744
+_effects = 'difference', 'sd_difference', 'p', 'adjusted', 'verdict', 'detectable', 'better', 'images', 'mcnemar'
+
+def _effect(arm):
+    "The comparison with the baseline as items of a line"
+    if arm is None: return dict.fromkeys(('pairs', *_effects), math.nan) | dict(verdict='')
+    return dict(pairs=arm.n) | {k:getattr(arm, k) for k in _effects}
+
 def _line(
     section, # `Section`
     id, # of a row
@@ -199,14 +210,14 @@ def _line(
     "All values of a row"
     e,runs = _rows()[id],section.runs[id]
     data = dict(zip(('data', 'train_images', 'test_images', 'source', 'split'), section.kind.data))
-    base = section.runs.get(e.baseline, [])
+    arm = section.arms.get(id)
     about = dict(table=section.table, row=id,
         kind=section.kind.title or 'as published') | data | dict(code=_words(_code_words(*_code(r)) for r in runs),
             device=_words(r.environment['device'] for r in runs), row_tricks='+'.join(e.tricks))
     published = {f'published_{k}':math.nan if v is None else v for k,v in e.published.items()}
     settings = {k:v for k,v in runs[0].config.items() if k not in ('row', 'seed', 'dataset')}
     n = dict(n=len(runs), seeds=_words(r.seed for r in runs), baseline=e.baseline)
-    return about | settings | published | n | _spread(runs) | _differences(runs, base) | _cost(runs)
+    return about | settings | published | n | _spread(runs) | _effect(arm) | _cost(runs)
 
 # %% ../../nbs/74_studies.report.ipynb #44c4e628
 def _flat(line):
@@ -249,10 +260,10 @@ def _settings(table, lines):
     return res | {t.replace('_', ' '):['✓' if t in l['row_tricks'].split('+') else '' for l in lines] for t in tricks}
 
 # %% ../../nbs/74_studies.report.ipynb #8f9831e7
-def _difference(l, k, bases):
+def _difference(l, bases):
     if l['baseline'] is None: return 'baseline' if l['row'] in bases else '–'
-    if not l[k].n: return 'no seed in common' if l['last_welch'].n else 'baseline not run'
-    return str(l[k]) + (f', {l[k].n} pairs' if 'paired' in k and 1<l[k].n<l['n'] else '')
+    if not l['pairs']>0: return 'no seed in common' if l['pairs']==0 else 'baseline not run'
+    return difference_text(l['difference'], 2) + (f", {l['pairs']} pairs" if l['pairs']<l['n'] else '')
 
 @patch(as_prop=True)
 def columns(self:Section):
@@ -266,8 +277,8 @@ def columns(self:Section):
     res |= {'last epoch, %':[_mean_sd(l, 'last') for l in ls], 'best epoch, %':[_mean_sd(l, 'best') for l in ls],
         'n':[str(l['n']) for l in ls]}
     if bases := {l['baseline'] for l in ls} - {None}:
-        res |= {f'difference, {name}':[_difference(l, f'last_{k}', bases) for l in ls]
-            for k,name in dict(welch='Welch', paired='paired by seed').items()}
+        res |= dict(difference=[_difference(l, bases) for l in ls],
+            **{'p, Holm':[p_text(l['adjusted']) for l in ls]}, verdict=[l['verdict'] for l in ls])
     for k,(name,*fmt) in _costs.items():
         if not all(math.isnan(l[k]) for l in ls): res[name] = [_figure(l[k], *fmt) for l in ls]
     return res
@@ -321,11 +332,9 @@ _changed = ('These runs are not the published rows. The published figures belong
 _notes = ('Accuracies are means over the seeds, in percent, ± the standard deviation '
     'between seeds. A published figure is '
     'the best test epoch of one run: it compares with the best epoch here, which is optimistic in the same way.',
-    'Differences are in percentage points, after the last epoch, from the baseline row '
-    'of the table, with 95% intervals. '
-    'Each interval is for one comparison by itself: of twenty rows that change '
-    'nothing, about one will have an interval '
-    'that excludes 0.')
+    'Differences are in percentage points, after the last epoch, from the baseline row of the table, paired by seed, '
+    "with 95% intervals that are not adjusted. The verdict is the paired t-test at 5%, adjusted by Holm's method for "
+    'the rows of one baseline; it holds if the number of seeds was fixed before any result was looked at.')
 
 # %% ../../nbs/74_studies.report.ipynb #08e68520
 @dataclass(frozen=True, repr=False)
@@ -377,7 +386,7 @@ def _blocks(self:Report):
 
 # %% ../../nbs/74_studies.report.ipynb #c6f2c93c
 def _md(s): return re.sub(r'([\\|*`\[\]])', r'\\\1', escape(str(s), quote=False)).replace('\n', ' ')
-def _numeric(k): return k not in ('row', 'model', 'optimizer', 'schedule')
+def _numeric(k): return k not in ('row', 'model', 'optimizer', 'schedule', 'verdict')
 
 # %% ../../nbs/74_studies.report.ipynb #ad05876a
 def _table(
@@ -457,6 +466,9 @@ def _html_figures(s):
     about = {s.shows:(s.plot, 0.8+0.28*len(s.runs))}
     about |= {f'{name.capitalize()}, over the epochs.':(partial(s.plot_curves, column=k), 3.2)
         for k,name in _curves.items()}
+    if s.arms:
+        draw = partial(plot_effects, [*s.arms.values()])
+        about['Differences from the baseline, with 95% intervals.'] = draw,0.9+0.4*len(s.arms)
     figs = [xml.Figure(inline_svg(draw, h, text), xml.Figcaption(f'{text} {s.title}. {s.caption}'))
         for text,(draw,h) in about.items()]
     return xml.Div(*figs, cls='figures')

@@ -1,4 +1,4 @@
-"""Convolutions where the map is large, attention or an MLP where it is small
+"""Hybrids of convolutional networks and transformers: CoAtNet, MobileViT, ConvNeXt, PoolFormer
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.hybrid.html.md"""
 
@@ -22,16 +22,16 @@ def pool_shortcut(
     ni:int, # input channels
     nf:int, # output channels
 )->nn.Sequential:
-    "Halves the map by max-pooling, then changes the width"
+    "Downsampling shortcut: max pooling, then a 1x1 convolution"
     return nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(ni, nf, 1, bias=False))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #e94a7dca
 def mbconv(
     ni:int, # input channels
     nf:int, # output channels
-    down:bool, # halve the map?
+    down:bool, # downsample by 2?
 )->Residual:
-    "Pre-norm inverted bottleneck with squeeze and excitation (2106.04803)"
+    "Pre-norm inverted bottleneck with squeeze-and-excitation (2106.04803)"
     nh = 4*ni
     branch = nn.Sequential(nn.BatchNorm2d(ni), ConvBNAct(ni, nh, 1, 2 if down else 1, act=nn.GELU),
         ConvBNAct(nh, nh, groups=nh, act=nn.GELU),
@@ -42,10 +42,10 @@ def mbconv(
 def coat_block(
     ni:int, # input channels
     nf:int, # output channels
-    down:bool, # halve the map?
-    size:int, # of the map that attention sees
+    down:bool, # downsample by 2?
+    size:int, # height and width of the feature map in attention
 )->nn.Sequential:
-    "Transformer block on a map, with relative attention by 8 heads of 32 (2106.04803)"
+    "Transformer block on a feature map, with relative attention and 8 heads of dimension 32 (2106.04803)"
     attn = RelativeAttention(ni, (size,size), heads=8, head_dim=32, nf=nf, qkv_bias=False)
     attn = Residual(OnTokens(nn.LayerNorm(ni), attn), nn.Conv2d(ni, nf, 1, bias=False) if down else None)
     mlp = Residual(OnTokens(nn.LayerNorm(nf), MLP(nf, 4*ni)))
@@ -55,9 +55,9 @@ def coat_block(
 def coatnet(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    depths, # convolutions in the stem, blocks in each of the four stages
+    depths, # number of convolutions in the stem and of blocks in each of the four stages
     widths=(64,96,192,384,768), # output channels of the stem and each stage
-    size:int=32, # of the image
+    size:int=32, # image size
 )->nn.Sequential:
     "CoAtNet (2106.04803)"
     stem = [ConvBNAct(in_chans, widths[0], stride=2, act=nn.GELU)] + [ConvBNAct(widths[0], widths[0], act=nn.GELU)
@@ -69,20 +69,20 @@ def coatnet(
         pool_head(widths[-1], n_out, bias=False))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #ee6f0b2a
-_note = "8 heads of 32, an MLP of 4 times the block's input width, no final norm: the published weights have it so"
+_note = "8 heads of dimension 32, MLPs of 4 times the block's input width, no final norm, as in the published weights"
 register_models('hybrid', coatnet, '2106.04803', coatnet_0=dict(depths=(2,2,3,5,2), note=_note),
     coatnet_1=dict(depths=(2,2,6,14,2), note=_note),
-    coatnet_2=dict(depths=(2,2,6,14,2), widths=(128,128,256,512,1026), note=f'{_note}, and a last width of 1026'),
+    coatnet_2=dict(depths=(2,2,6,14,2), widths=(128,128,256,512,1026), note=f'{_note}; last width 1026'),
     coatnet_3=dict(depths=(2,2,6,14,2), widths=(192,192,384,768,1536), note=_note))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #c0d874da
 class MobileViTBlock(nn.Module):
-    "Convolution, then attention between 2x2 patches, joined with the input (2110.02178)"
+    "MobileViT block: convolution, attention across 2x2 patches, fusion with the input (2110.02178)"
     def __init__(self,
-        nf:int, # channels in and out
-        dim:int, # width of the tokens
-        depth:int, # transformer blocks
-        mlp_ratio:int, # hidden width of their MLPs in units of `dim`
+        nf:int, # input and output channels
+        dim:int, # embedding dimension
+        depth:int, # number of transformer blocks
+        mlp_ratio:int, # ratio of the hidden dimension of the MLPs to `dim`
     ):
         super().__init__()
         conv = partial(ConvBNAct, act=nn.SiLU)
@@ -99,8 +99,8 @@ class MobileViTBlock(nn.Module):
 def mv2_block(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int, # of the depthwise convolution
-    expand:int, # hidden width in units of `ni`
+    stride:int, # stride of the depthwise convolution
+    expand:int, # expansion ratio
 )->nn.Module:
     "Inverted residual with SiLU (1801.04381, 2110.02178)"
     nh = ni*expand
@@ -113,8 +113,8 @@ def mobilevit(
     n_out:int, # number of classes
     in_chans:int, # input channels
     widths, # output channels of the stem, the five stages and the last 1x1 convolution
-    dims, # widths of the tokens in the last three stages
-    expand:int=4, # of the inverted residuals
+    dims, # embedding dimensions in the last three stages
+    expand:int=4, # expansion ratio of the inverted residuals
 )->nn.Sequential:
     "MobileViT for 32x32 images (2110.02178)"
     w = widths
@@ -126,8 +126,8 @@ def mobilevit(
         ConvBNAct(w[5], w[6], 1, act=nn.SiLU), pool_head(w[6], n_out, bias=False))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #b3b2068e
-_note = ('three halvings for 32x32 images; MLPs of 2, 4 and 4 times the width, no norm after the transformer, '
-    'no bias in the classifier: the published weights have it so')
+_note = ('three downsampling steps for 32x32 images; MLP ratios of 2, 4 and 4, no norm after the transformer and '
+    'no bias in the classifier, as in the published weights')
 register_models('hybrid', mobilevit, '2110.02178',
     mobilevit_s=dict(widths=(16,32,64,96,128,160,640), dims=(144,192,240), note=_note),
     mobilevit_xs=dict(widths=(16,32,48,64,80,96,384), dims=(96,120,144), note=_note),
@@ -135,10 +135,10 @@ register_models('hybrid', mobilevit, '2110.02178',
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #0f70f67f
 class LayerScale(nn.Module):
-    "A learned factor for each channel, over the last dimension (2103.17239)"
+    "Learned factor per channel, applied to the last dimension (2103.17239)"
     def __init__(self,
-        dim:int, # channels
-        init:float=1e-6, # all factors at first
+        dim:int, # number of channels
+        init:float=1e-6, # initial value of the factors
     ):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init))
@@ -147,7 +147,7 @@ class LayerScale(nn.Module):
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #0595292e
 def convnext_block(nf:int)->Residual:
-    "Depthwise 7x7 convolution and MLP on `nf` channels (2201.03545)"
+    "ConvNeXt block with `nf` channels: depthwise 7x7 convolution, LayerNorm, MLP, scale (2201.03545)"
     return Residual(nn.Sequential(nn.Conv2d(nf, nf, 7, padding=3, groups=nf),
         OnTokens(nn.LayerNorm(nf, eps=1e-6), MLP(nf, 4*nf), LayerScale(nf))))
 
@@ -155,9 +155,9 @@ def convnext_block(nf:int)->Residual:
 def convnext(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    depths, # blocks in each stage
+    depths, # number of blocks in each stage
     widths, # channels of each stage
-    patch:int=2, # side of a patch
+    patch:int=2, # patch size of the stem
 )->nn.Sequential:
     "ConvNeXt (2201.03545)"
     norm = partial(nn.LayerNorm, eps=1e-6)
@@ -169,17 +169,17 @@ def convnext(
 # %% ../../nbs/38_zoo.hybrid.ipynb #9c6f42f3
 register_models('hybrid', convnext, '2201.03545',
     convnext_tiny=dict(depths=(3,3,9,3), widths=(96,192,384,768), note='2x2 patches for 32x32 '
-        'images; no stochastic depth of its own'))
+        'images; no built-in stochastic depth'))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #1d5c0e86
 class PoolMixer(nn.AvgPool2d):
-    "The mean of the 3x3 neighbourhood minus the pixel, which the shortcut adds again (2111.11418)"
+    "3x3 average pooling minus the input, which the shortcut adds back (2111.11418)"
     def __init__(self): super().__init__(3, 1, 1, count_include_pad=False)
     def forward(self, x): return super().forward(x) - x
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #c7021a3b
 def poolformer_block(nf:int)->nn.Sequential:
-    "Pooling and MLP on `nf` channels (2111.11418)"
+    "PoolFormer block with `nf` channels: pooling and MLP (2111.11418)"
     mix = nn.Sequential(nn.GroupNorm(1, nf), PoolMixer(), OnTokens(LayerScale(nf, 1e-5)))
     return nn.Sequential(Residual(mix),
         Residual(nn.Sequential(nn.GroupNorm(1, nf), OnTokens(MLP(nf, 4*nf), LayerScale(nf, 1e-5)))))
@@ -188,7 +188,7 @@ def poolformer_block(nf:int)->nn.Sequential:
 def poolformer(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    depths, # blocks in each stage
+    depths, # number of blocks in each stage
     widths=(64,128,320,512), # channels of each stage
 )->nn.Sequential:
     "PoolFormer with 2x2 patches (2111.11418)"
@@ -199,7 +199,7 @@ def poolformer(
         nn.Linear(widths[-1], n_out)))
 
 # %% ../../nbs/38_zoo.hybrid.ipynb #5bfa6281
-_note = 'a stem of 2x2 patches for 32x32 images; the norm follows the pool, as in timm (the paper: before it)'
+_note = 'stem of 2x2 patches for 32x32 images; final norm after pooling, as in timm (in the paper before it)'
 register_models('hybrid', poolformer, '2111.11418', poolformer_s12=dict(depths=(2,2,6,2), note=_note),
     poolformer_s24=dict(depths=(4,4,12,4), note=_note),
     poolformer_s36=dict(depths=(6,6,18,6), note=_note))

@@ -1,4 +1,4 @@
-"""Networks of branches side by side: GoogLeNet, Inception v3 and v4, Inception-ResNet, SqueezeNet
+"""Networks with parallel branches: GoogLeNet, Inception v3 and v4, Inception-ResNet, SqueezeNet
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.inception.html.md"""
 
@@ -21,16 +21,16 @@ from .residual import Scale
 
 # %% ../../nbs/35_zoo.inception.ipynb #0dee2d3a
 class Branches(nn.ModuleList):
-    "Runs its modules side by side and concatenates their channels (1409.4842)"
+    "Apply modules in parallel and concatenate their outputs along the channel dimension (1409.4842)"
     def forward(self, x): return torch.cat([b(x) for b in self], 1)
 
 # %% ../../nbs/35_zoo.inception.ipynb #1b718af5
 def layer(
     ni:int, # input channels
-    spec, # one layer, as in the table above
-    conv=ConvBNAct, # called with `ni`, `nf`, `ks`, `stride`, `padding`
-)->tuple: # module, output channels
-    "One layer from its description"
+    spec, # layer specification, see the table above
+    conv=ConvBNAct, # convolution factory, called with `ni`, `nf`, `ks`, `stride`, `padding`
+)->tuple: # (module, output channels)
+    "Build a layer from its specification"
     if callable(spec): return spec(ni, conv),ni
     if isinstance(spec, list):
         branches,widths = zip(*[chain(ni, o, conv) for o in spec])
@@ -41,10 +41,10 @@ def layer(
 # %% ../../nbs/35_zoo.inception.ipynb #4a80a8cf
 def chain(
     ni:int, # input channels
-    specs, # list of layers
-    conv=ConvBNAct, # called with `ni`, `nf`, `ks`, `stride`, `padding`
-)->tuple: # module, output channels
-    "A sequence of layers, each with the output width of the previous one as input width"
+    specs, # list of layer specifications
+    conv=ConvBNAct, # convolution factory, called with `ni`, `nf`, `ks`, `stride`, `padding`
+)->tuple: # (module, output channels)
+    "Build a sequence of layers from their specifications"
     res = []
     for o in specs:
         m,ni = layer(ni, o, conv)
@@ -54,41 +54,41 @@ def chain(
 # %% ../../nbs/35_zoo.inception.ipynb #283eb759
 def pool(
     kind, # `nn.MaxPool2d` or `nn.AvgPool2d`
-    stride:int=1, # of the pool
-    padding:int=1, # pixels around the map
+    stride:int=1, # stride of the pool
+    padding:int=1, # padding of the pool
     **kwargs, # passed to `kind`
 ):
-    "A 3x3 pool as a layer of a `chain`"
+    "Specification of a 3x3 pool as a layer of a `chain`"
     return lambda ni,conv: kind(3, stride, padding, **kwargs)
 
 # %% ../../nbs/35_zoo.inception.ipynb #f959f292
 maxpool,maxpool_valid,maxpool2 = pool(nn.MaxPool2d),pool(nn.MaxPool2d, padding=0),pool(nn.MaxPool2d, 2, 0)
-# v3 counts the zeros of the padding into the mean at the border, v4 and Inception-ResNet do not
+# v3 includes the zero padding in the average, v4 and Inception-ResNet do not
 avgpool,avgpool_inside = pool(nn.AvgPool2d),pool(nn.AvgPool2d, count_include_pad=False)
 
 # %% ../../nbs/35_zoo.inception.ipynb #5dc79b7f
 def inception(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    layers, # list of layers, as in the table above
-    drop:float=0., # dropout in front of the classifier, 0 to 1
-    conv=ConvBNAct, # called with `ni`, `nf`, `ks`, `stride`, `padding`
-    head=pool_head, # called with the channels, `n_out` and `drop`
+    layers, # list of layer specifications, see the table above
+    drop:float=0., # dropout probability before the classifier, 0 to 1
+    conv=ConvBNAct, # convolution factory, called with `ni`, `nf`, `ks`, `stride`, `padding`
+    head=pool_head, # head factory, called with the input channels, `n_out` and `drop`
 )->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "A network from the list of its layers, and a head: global average pool, dropout and a linear classifier"
+    "Build a network from layer specifications and a head, by default pooling, dropout and a linear classifier"
     body,nf = chain(in_chans, layers, conv)
     return nn.Sequential(*body, head(nf, n_out, drop))
 
 # %% ../../nbs/35_zoo.inception.ipynb #5b881a4e
 def googlenet_module(
-    n1:int, # channels of the 1x1 branch
-    r3:int, # reduction in front of the 3x3
-    n3:int, # channels of the 3x3 branch
-    r5:int, # reduction in front of the 5x5
-    n5:int, # channels of the 5x5 branch
-    proj:int, # channels of the pool's branch
+    n1:int, # output channels of the 1x1 branch
+    r3:int, # channels of the 1x1 reduction before the 3x3 convolution
+    n3:int, # output channels of the 3x3 branch
+    r5:int, # channels of the 1x1 reduction before the 5x5 convolution
+    n5:int, # output channels of the 5x5 branch
+    proj:int, # output channels of the pooling branch
 )->list: # of branches
-    "Four branches: 1x1; reduction, 3x3; reduction, two 3x3 in place of a 5x5; pool, 1x1 (1409.4842)"
+    "Inception module: 1x1; reduction, 3x3; reduction, two 3x3 instead of a 5x5; max-pool, 1x1 (1409.4842)"
     return [[n1], [r3,(n3,3)], [r5,(n5,3),(n5,3)], [maxpool,proj]]
 
 # %% ../../nbs/35_zoo.inception.ipynb #9f33c8f7
@@ -101,16 +101,16 @@ googlenet = [(192,3), *modules[:2], down, *modules[2:7], down, *modules[7:]]
 # %% ../../nbs/35_zoo.inception.ipynb #fbb341fc
 register_models('inception', inception, '1409.4842',
     googlenet=dict(layers=googlenet, drop=0.4, conv=partial(ConvBNAct, bias=True),
-        note='BatchNorm after every convolution, two 3x3 for a 5x5, no auxiliary '
-        'classifiers; one 3x3 convolution as the stem.'))
+        note='BatchNorm after every convolution, two 3x3 instead of a 5x5, no auxiliary '
+        'classifiers; stem of one 3x3 convolution.'))
 
 # %% ../../nbs/35_zoo.inception.ipynb #be8cbb2c
 def v3_a(proj):
-    "Module A with `proj` channels after its pool (1512.00567)"
+    "Module A with `proj` output channels of the pooling branch (1512.00567)"
     return [[64], [48,(64,5)], [64,(96,3),(96,3)], [avgpool,proj]]
 
 def v3_c(n):
-    "Module C with `n` channels inside its branches (1512.00567)"
+    "Module C with `n` hidden channels in the 7x7 branches (1512.00567)"
     return [[192], [n,(n,(1,7)),(192,(7,1))], [n,(n,(7,1)),(n,(1,7)),(n,(7,1)),(192,(1,7))], [avgpool,192]]
 
 v3_b = [[(384,3,2)], [64,(96,3),(96,3,2)], [maxpool2]]
@@ -118,7 +118,7 @@ v3_d = [[192,(320,3,2)], [192,(192,(1,7)),(192,(7,1)),(192,3,2)], [maxpool2]]
 
 # %% ../../nbs/35_zoo.inception.ipynb #483d7d6c
 def fork(nf):
-    "1x3 and 3x1 convolutions side by side, `nf` channels each (1512.00567)"
+    "Parallel 1x3 and 3x1 convolutions with `nf` channels each (1512.00567)"
     return [[(nf,(1,3))], [(nf,(3,1))]]
 
 v3_e = [[320], [384,fork(384)], [448,(384,3),fork(384)], [avgpool,192]]
@@ -128,7 +128,7 @@ inceptionv3 = [(32,3,1), (32,3,1), (64,3), 80, (192,3,1), v3_a(32), v3_a(64), v3
 # %% ../../nbs/35_zoo.inception.ipynb #3566e219
 conv_eps = partial(ConvBNAct, norm=partial(nn.BatchNorm2d, eps=1e-3))
 register_models('inception', inception, '1512.00567', inceptionv3=dict(layers=inceptionv3, drop=0.5, conv=conv_eps,
-    note='Stem at stride 1 and without its pools; no auxiliary classifier.'))
+    note='Stem with stride 1 and without pooling; no auxiliary classifier.'))
 
 # %% ../../nbs/35_zoo.inception.ipynb #b2858798
 v4_stem = [(32,3,1), (32,3,1), (64,3), [[maxpool_valid],[(96,3,1)]],
@@ -143,15 +143,15 @@ v4_down_b = [[192,(192,3,2)], [256,(256,(1,7)),(320,(7,1)),(320,3,2)], [maxpool2
 # %% ../../nbs/35_zoo.inception.ipynb #6c0186fc
 inceptionv4 = v4_stem + [v4_a]*4 + [v4_down_a] + [v4_b]*7 + [v4_down_b] + [v4_c]*3
 register_models('inception', inception, '1602.07261', inceptionv4=dict(layers=inceptionv4, drop=0.2, conv=conv_eps,
-    note='Stem at stride 1, unpadded as in the paper: 22x22 pixels reach the first module, 4x4 the last.'))
+    note='Stem with stride 1, without padding as in the paper: 22x22 input of the first module, 4x4 of the last.'))
 
 # %% ../../nbs/35_zoo.inception.ipynb #0e8cf689
 def residual(
-    branches, # as in a `chain`
-    scale:float, # of the branches before they are added
-    act=nn.ReLU, # of the sum, called with nothing
+    branches, # specification of the branches
+    scale:float, # factor of the branch output before the addition
+    act=nn.ReLU, # activation factory after the addition, called without arguments; `None` for no activation
 ):
-    "Scaled residual module as a layer of a `chain` (1602.07261)"
+    "Specification of a scaled residual module as a layer of a `chain` (1602.07261)"
     def build(ni, conv):
         m,nf = layer(ni, branches, conv)
         return Residual(nn.Sequential(m, nn.Conv2d(nf, ni, 1), Scale(scale)), act=act)
@@ -171,29 +171,29 @@ inception_resnet_v2 = (ir_stem + [ir_a]*10 + [ir_down_a] + [ir_b]*20 + [ir_down_
     + [residual(ir_c, 1., act=None), 1536])
 register_models('inception', inception, '1602.07261',
     inception_resnet_v2=dict(layers=inception_resnet_v2, drop=0.2, conv=conv_eps,
-        note='The widths of the published code, which differ a little from those of the paper; stem at stride 1.'))
+        note='Widths of the published code, which differ slightly from the paper; stem with stride 1.'))
 
 # %% ../../nbs/35_zoo.inception.ipynb #753989cf
 def fire(
-    ns:int, # channels of the squeeze
+    ns:int, # channels of the squeeze convolution
     nf:int, # output channels, half of them from each branch
-)->list: # of two layers
-    "Squeeze, then expand with 1x1 and 3x3 convolutions (1602.07360)"
+)->list: # two layer specifications
+    "Fire module: squeeze, then expand with 1x1 and 3x3 convolutions (1602.07360)"
     return [ns, [[nf//2],[(nf//2,3)]]]
 
 def bypass(
-    specs, # layers that end as wide as they begin
+    specs, # layer specifications, preserving the number of channels
 ):
-    "An identity shortcut around some layers, as a layer of a `chain` (1602.07360)"
+    "Specification of layers with an identity shortcut, as a layer of a `chain` (1602.07360)"
     return lambda ni,conv: Residual(chain(ni, specs, conv)[0])
 
 # %% ../../nbs/35_zoo.inception.ipynb #cf82609b
 def conv_head(
-    ni:int, # channels
+    ni:int, # input channels
     n_out:int, # number of classes
-    drop:float, # dropout in front of the classifier, 0 to 1
+    drop:float, # dropout probability before the classifier, 0 to 1
 )->nn.Sequential:
-    "A 1x1 convolution for a classifier, and the mean over the map (1602.07360)"
+    "Dropout, 1x1 convolution as classifier, and global average pooling (1602.07360)"
     return nn.Sequential(nn.Dropout(drop), nn.Conv2d(ni, n_out, 1), GlobalAvgPool())
 
 # %% ../../nbs/35_zoo.inception.ipynb #21fb2bb3
@@ -204,4 +204,4 @@ squeeze_layers = [(96,3), halve, *fire(16,128), bypass(fire(16,128)), *fire(32,2
 # %% ../../nbs/35_zoo.inception.ipynb #3538408e
 register_models('inception', inception, '1602.07360',
     squeezenet=dict(layers=squeeze_layers, drop=0.5, conv=partial(ConvBNAct, bias=True), head=conv_head,
-        note='BatchNorm after every convolution but the classifier; a 3x3 stem at stride 1 and 2x2 pools.'))
+        note='BatchNorm after every convolution except the classifier; 3x3 stem with stride 1 and 2x2 pools.'))

@@ -1,4 +1,4 @@
-"""Layers shared by several families of backbones
+"""Layers shared by several backbone families
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.layers.html.md"""
 
@@ -18,38 +18,38 @@ from ..core import *
 
 # %% ../../nbs/28_zoo.layers.ipynb #051aff6e
 def in_place(act):
-    "`act()`, working in place where it can: for a tensor that nothing else reads"
+    "`act()` with `inplace=True` where supported; the input must have no other consumer"
     act = act()
     if hasattr(act, 'inplace'): act.inplace = True
     return act
 
 # %% ../../nbs/28_zoo.layers.ipynb #e19c5a38
 def check_sizes(
-    hi:int=2**14, # largest valid size
+    hi:int=2**14, # maximum valid size
     **sizes, # name -> size
-)->list: # of Python integers
-    "Refuse sizes that are not positive integers"
+)->list: # the sizes as Python integers
+    "Raise `UserError` unless all sizes are positive integers of at most `hi`"
     return [check_range(k, v, 1, hi, whole=True) for k,v in sizes.items()]
 
 def _one_or_two(name, v):
-    "A size, or a pair of them, of at most 255"
+    "Validate an integer, or a pair of integers, in [1, 255]"
     if not isinstance(v, (tuple, list)): return check_range(name, v, 1, 255, whole=True)
-    if len(v)!=2: raise UserError(f'{name} is {short(v)}: it must be one integer, or two.')
+    if len(v)!=2: raise UserError(f'{name} is {short(v)}: it must be an integer or a pair of integers.')
     return tuple(check_range(name, o, 1, 255, whole=True) for o in v)
 
 # %% ../../nbs/28_zoo.layers.ipynb #d789083c
 class ConvBNAct(nn.Sequential):
-    "Convolution, then `norm`, then `act`; either may be `None`"
+    "Convolution, `norm` and `act`; the last two are optional"
     def __init__(self,
         ni:int, # input channels
         nf:int, # output channels
-        ks=3, # kernel size, one number or a pair
-        stride=1, # stride, one number or a pair
-        padding=None, # padding; default `ks//2`, which keeps the size at stride 1
-        groups:int=1, # groups of the convolution; `ni` of them make it depthwise
-        bias:bool=False, # a bias in the convolution?
-        norm=nn.BatchNorm2d, # called with `nf`; `None` for no norm
-        act=nn.ReLU, # called with nothing; `None` for no activation
+        ks=3, # kernel size, an integer or a pair
+        stride=1, # stride, an integer or a pair
+        padding=None, # padding; default `ks//2`, which preserves the size at stride 1
+        groups:int=1, # number of groups of the convolution; `ni` for depthwise
+        bias:bool=False, # add a bias to the convolution?
+        norm=nn.BatchNorm2d, # normalisation layer factory, called with `nf`; `None` for no norm
+        act=nn.ReLU, # activation factory, called without arguments; `None` for no activation
     ):
         ni,nf,groups = check_sizes(ni=ni, nf=nf, groups=groups)
         if ni%groups or nf%groups: raise UserError(f'groups is {groups}: it must divide the channels, {ni} and {nf}.')
@@ -65,8 +65,8 @@ class Residual(nn.Module):
     "`act(shortcut(x) + branch(x))` (ResNet, 1512.03385)"
     def __init__(self,
         branch:nn.Module, # the residual branch
-        shortcut:nn.Module|None=None, # default identity
-        act=None, # called with nothing; applied to the sum (`None`: the sum as it is)
+        shortcut:nn.Module|None=None, # shortcut connection; default identity
+        act=None, # activation after the addition, called without arguments; `None` for no activation
     ):
         super().__init__()
         self.branch,self.shortcut = branch,nn.Identity() if shortcut is None else shortcut
@@ -79,19 +79,19 @@ def proj_shortcut(
     ni:int, # input channels
     nf:int, # output channels
     stride:int=1, # stride of the block
-    norm=nn.BatchNorm2d, # called with `nf`
-)->nn.Module|None: # `None` (an identity) where the shape does not change
-    "1x1 convolution and norm where the shape changes: ResNet's option B (1512.03385)"
+    norm=nn.BatchNorm2d, # normalisation layer factory, called with `nf`
+)->nn.Module|None: # `None` (identity) where the shape does not change
+    "Projection shortcut where the shape changes: 1x1 convolution and norm, ResNet's option B (1512.03385)"
     ni,nf = check_sizes(ni=ni, nf=nf)
     return None if ni==nf and stride==1 else ConvBNAct(ni, nf, 1, stride, act=None, norm=norm)
 
 # %% ../../nbs/28_zoo.layers.ipynb #7a9c6683
 class PreActResidual(Residual):
-    "`shortcut(pre(x)) + branch(pre(x))`, the identity shortcut reading `x` itself (pre-activation, 1603.05027)"
+    "`shortcut(pre(x)) + branch(pre(x))`, or `x + branch(pre(x))` for an identity shortcut (1603.05027)"
     def __init__(self,
-        pre:nn.Module, # norm and activation in front
-        branch:nn.Module, # the residual branch, which reads `pre(x)`
-        shortcut:nn.Module|None=None, # reads `pre(x)`; default the identity of `x`
+        pre:nn.Module, # norm and activation before the branch
+        branch:nn.Module, # the residual branch, applied to `pre(x)`
+        shortcut:nn.Module|None=None, # applied to `pre(x)`; default identity of `x`
     ):
         super().__init__(branch, shortcut)
         self.pre = pre
@@ -102,22 +102,22 @@ class PreActResidual(Residual):
 
 # %% ../../nbs/28_zoo.layers.ipynb #f37b3708
 def norm_act(
-    nf:int, # channels
-    norm=nn.BatchNorm2d, # called with `nf`
-    act=nn.ReLU, # called with nothing
+    nf:int, # number of channels
+    norm=nn.BatchNorm2d, # normalisation layer factory, called with `nf`
+    act=nn.ReLU, # activation factory, called without arguments
 )->nn.Sequential:
-    "Norm, then activation"
+    "Norm followed by activation"
     return nn.Sequential(norm(nf), in_place(act))
 
 # %% ../../nbs/28_zoo.layers.ipynb #5dadbf46
 class SEModule(nn.Module):
-    "Scales each channel by a gate computed from all channels' means: squeeze and excitation (1709.01507)"
+    "Squeeze-and-excitation: channel gates computed from the globally pooled features (1709.01507)"
     def __init__(self,
-        nf:int, # channels
-        nh:int, # hidden channels
-        act=nn.ReLU, # between the two 1x1 convolutions, called with nothing
-        gate=nn.Sigmoid, # at the end, called with nothing
-        bias:bool=True, # biases in the two convolutions?
+        nf:int, # number of channels
+        nh:int, # channels of the bottleneck
+        act=nn.ReLU, # activation factory for the bottleneck, called without arguments
+        gate=nn.Sigmoid, # gate activation factory, called without arguments
+        bias:bool=True, # add biases to the two convolutions?
     ):
         super().__init__()
         nf,nh = check_sizes(nf=nf, nh=nh)
@@ -130,12 +130,12 @@ class SEModule(nn.Module):
 class Attention(nn.Module):
     "Multi-head self-attention over `(b, n, dim)`, or within each window of `(b, windows, n, dim)` (1706.03762)"
     def __init__(self,
-        dim:int, # width of the tokens
-        heads:int=8, # number of heads
-        head_dim:int|None=None, # width of a head; default `dim//heads`
-        nf:int|None=None, # output width; default `dim`
-        qkv_bias:bool=True, # biases in the query, key and value projection?
-        out_bias:bool=True, # a bias in the output projection?
+        dim:int, # embedding dimension
+        heads:int=8, # number of attention heads
+        head_dim:int|None=None, # dimension per head; default `dim//heads`
+        nf:int|None=None, # output dimension; default `dim`
+        qkv_bias:bool=True, # add a bias to the query, key and value projection?
+        out_bias:bool=True, # add a bias to the output projection?
     ):
         super().__init__()
         dim,heads,nf = check_sizes(dim=dim, heads=heads, nf=dim if nf is None else nf)
@@ -145,7 +145,7 @@ class Attention(nn.Module):
 
     def forward(self,
         x, # (b, n, dim) or (b, windows, n, dim)
-        bias=None, # added to the logits: (windows*heads, n, n), or what broadcasts to it
+        bias=None, # added to the attention logits, broadcastable to (windows*heads, n, n)
     ):
         q,k,v = rearrange(self.qkv(x), 'b ... n (t h d) -> t b (... h) n d', t=3, h=self.heads)
         o = rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), 'b (w h) n d -> b w n (h d)',
@@ -154,10 +154,10 @@ class Attention(nn.Module):
 
 # %% ../../nbs/28_zoo.layers.ipynb #974b7f15
 def relative_index(
-    h:int, # rows
-    w:int, # columns
-)->torch.Tensor: # (h*w, h*w), from 0 to (2h-1)*(2w-1)-1
-    "Number of the offset between each two tokens of an `h` x `w` map"
+    h:int, # height of the feature map
+    w:int, # width of the feature map
+)->torch.Tensor: # (h*w, h*w), values in [0, (2h-1)*(2w-1)-1]
+    "Relative position index for each pair of tokens of an `h` x `w` feature map"
     h,w = check_sizes(255, h=h, w=w)
     y,x = (o.flatten() for o in torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij'))
     return (y[:,None]-y+h-1)*(2*w-1) + x[:,None]-x+w-1
@@ -165,46 +165,46 @@ def relative_index(
 # %% ../../nbs/28_zoo.layers.ipynb #78a9f78a
 @delegates()
 class RelativeAttention(Attention):
-    "Attention with a learned bias for each head and relative position on a map (2103.14030, 2106.04803)"
+    "Attention with a learned relative position bias per head (2103.14030, 2106.04803)"
     def __init__(self,
-        dim:int, # width of the tokens
-        size, # rows and columns of the map, or of the window
-        heads:int=8, # number of heads
-        **kwargs, # of `Attention`
+        dim:int, # embedding dimension
+        size, # (height, width) of the feature map or window
+        heads:int=8, # number of attention heads
+        **kwargs, # passed to `Attention`
     ):
         super().__init__(dim, heads, **kwargs)
         if not isinstance(size, (tuple, list)):
-            raise UserError(f'size is {short(size)}: it must be rows and columns, such as (8, 8).')
+            raise UserError(f'size is {short(size)}: it must be (height, width), such as (8, 8).')
         h,w = _one_or_two('size', size)
         self.table = nn.Parameter(torch.zeros(heads, (2*h-1)*(2*w-1)))
         self.register_buffer('index', relative_index(h, w), persistent=False)
 
     def forward(self,
         x, # (b, n, dim) or (b, windows, n, dim)
-        mask=None, # (windows, n, n), added to the logits; needed where there are windows
+        mask=None, # (windows, n, n), added to the attention logits; required for windowed input
     ):
         bias = self.table[:,self.index]
         return super().forward(x, bias if mask is None else (bias + mask[:,None]).flatten(0,1))
 
 # %% ../../nbs/28_zoo.layers.ipynb #d75335ad
 class MLP(nn.Sequential):
-    "Two linear layers with an activation between them, over the last dimension"
+    "Two linear layers with an activation in between, applied to the last dimension"
     def __init__(self,
-        ni:int, # input width
-        nh:int, # hidden width
-        nf:int|None=None, # output width; default `ni`
-        act=nn.GELU, # called with nothing
+        ni:int, # input features
+        nh:int, # hidden features
+        nf:int|None=None, # output features; default `ni`
+        act=nn.GELU, # activation factory, called without arguments
     ):
         ni,nh,nf = check_sizes(ni=ni, nh=nh, nf=ni if nf is None else nf)
         super().__init__(nn.Linear(ni, nh), act(), nn.Linear(nh, nf))
 
 # %% ../../nbs/28_zoo.layers.ipynb #99a43809
 def transformer_block(
-    dim:int, # width of the tokens
-    attn:nn.Module, # takes and returns what the block takes and returns
-    nh:int, # hidden width of the MLP
-    act=nn.GELU, # of the MLP, called with nothing
-    norm=nn.LayerNorm, # called with `dim`
+    dim:int, # embedding dimension
+    attn:nn.Module, # attention module, preserving the shape of its input
+    nh:int, # hidden dimension of the MLP
+    act=nn.GELU, # activation factory of the MLP, called without arguments
+    norm=nn.LayerNorm, # normalisation layer factory, called with `dim`
 )->nn.Sequential:
     "Pre-norm transformer block (2010.11929)"
     return nn.Sequential(Residual(nn.Sequential(norm(dim), attn)),
@@ -212,22 +212,22 @@ def transformer_block(
 
 # %% ../../nbs/28_zoo.layers.ipynb #f83f07dd
 class OnTokens(nn.Sequential):
-    "Layers that take `(b, n, c)`, applied to the `n = h*w` pixels of a map `(b, c, h, w)`"
+    "Apply layers for `(b, n, c)` to the `n = h*w` positions of a feature map `(b, c, h, w)`"
     def forward(self, x): return super().forward(x.flatten(2).mT).mT.unflatten(2, x.shape[2:])
 
 # %% ../../nbs/28_zoo.layers.ipynb #2bc5dc45
 class GlobalAvgPool(nn.Module):
-    "Mean over the map: `(b, c, h, w)` to `(b, c)`"
+    "Global average pooling: `(b, c, h, w)` to `(b, c)`"
     def forward(self, x): return x.mean((2,3))
 
 # %% ../../nbs/28_zoo.layers.ipynb #cc6664ab
 def pool_head(
-    ni:int, # channels
+    ni:int, # input channels
     n_out:int, # number of classes
-    drop:float=0., # dropout in front of the classifier, 0 to 1
-    bias:bool=True, # a bias in the classifier?
+    drop:float=0., # dropout probability before the classifier, 0 to 1
+    bias:bool=True, # add a bias to the classifier?
 )->nn.Sequential:
-    "Global average pool and a linear classifier"
+    "Global average pooling and a linear classifier"
     ni,n_out = check_sizes(10**5, ni=ni, n_out=n_out)
     drop = check_range('drop', drop, 0, 1)
     layers = [GlobalAvgPool(), nn.Linear(ni, n_out, bias=bias)]
@@ -236,11 +236,11 @@ def pool_head(
 
 # %% ../../nbs/28_zoo.layers.ipynb #ea65371f
 def kaiming_init_(
-    model:nn.Module, # changed in place
+    model:nn.Module, # modified in place
     mode:str='fan_out', # 'fan_in' or 'fan_out'
-    types:tuple=(nn.Conv2d,), # whose weights; their biases become 0
+    types:tuple=(nn.Conv2d,), # layer types to initialise; biases are set to 0
 )->nn.Module: # `model`
-    "Kaiming normal weights for ReLU (1502.01852)"
+    "Kaiming normal initialisation for ReLU (1502.01852)"
     modes = 'fan_in','fan_out'
     if not isinstance(mode, str) or mode not in modes: raise unknown('mode', mode, modes)
     for m in model.modules():
@@ -251,11 +251,11 @@ def kaiming_init_(
 
 # %% ../../nbs/28_zoo.layers.ipynb #2054550e
 def trunc_init_(
-    model:nn.Module, # changed in place
+    model:nn.Module, # modified in place
     std:float=0.02, # standard deviation
-    types:tuple=(nn.Conv2d, nn.Linear), # whose weights; their biases become 0
+    types:tuple=(nn.Conv2d, nn.Linear), # layer types to initialise; biases are set to 0
 )->nn.Module: # `model`
-    "Weights from a truncated normal distribution, as in ViT and Swin (2103.14030)"
+    "Truncated normal initialisation, as in ViT and Swin (2103.14030)"
     std = check_range('std', std, 0, 100, above=True)
     for m in model.modules():
         if not isinstance(m, types): continue

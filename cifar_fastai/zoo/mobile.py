@@ -1,4 +1,4 @@
-"""Networks of depthwise separable convolutions: MobileNet, MobileNetV2, EfficientNet, Xception and ShuffleNetV2
+"""Networks with depthwise separable convolutions: MobileNet, MobileNetV2, EfficientNet, Xception and ShuffleNetV2
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.mobile.html.md"""
 
@@ -21,16 +21,16 @@ from .registry import *
 def separable(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the depthwise convolution
+    stride:int=1, # stride of the depthwise convolution
 )->nn.Sequential:
-    "Depthwise 3x3 and pointwise convolution, norm and activation after each (1704.04861)"
+    "Depthwise separable convolution, with norm and activation after both convolutions (1704.04861)"
     return nn.Sequential(ConvBNAct(ni, ni, stride=stride, groups=ni), ConvBNAct(ni, nf, 1))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #1361ba65
 def init_grouped_(
-    model:nn.Module, # changed in place
+    model:nn.Module, # modified in place
 )->nn.Module: # `model`
-    "Kaiming normal convolutions whose fan out is counted within a group, a uniform classifier (1905.11946)"
+    "Kaiming normal initialisation of convolutions with fan-out per group; uniform classifier (1905.11946)"
     for m in model.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.normal_(m.weight, std=(2*m.groups/(m.out_channels*m.weight[0,0].numel()))**0.5)
@@ -43,10 +43,10 @@ def init_grouped_(
 def mobilenet(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    stages, # (width, pairs, stride of the first) of each stage
-    stem:int=32, # channels of the stem
+    stages, # (width, number of blocks, stride of the first block) of each stage
+    stem:int=32, # output channels of the stem
 )->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "A stem and stages of depthwise separable convolutions (1704.04861)"
+    "MobileNet: a stem and stages of depthwise separable convolutions (1704.04861)"
     body = [nn.Sequential(*[separable(nf if j else ni, nf, 1 if j else stride) for j in range(depth)])
         for (ni,_,_),(nf,depth,stride) in pairwise(((stem,0,0), *stages))]
     return init_grouped_(nn.Sequential(ConvBNAct(in_chans, stem), *body, pool_head(stages[-1][0], n_out)))
@@ -54,20 +54,20 @@ def mobilenet(
 # %% ../../nbs/33_zoo.mobile.ipynb #38767b69
 register_models('mobile', mobilenet, '1704.04861',
     mobilenet=dict(stages=((64,1,1),(128,2,2),(256,2,2),(512,6,2),(1024,2,2)),
-        note='The stem keeps the size: stride 1.'))
+        note='Stem with stride 1.'))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #57d5b347
 def inverted_residual(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the depthwise convolution
-    expand:int=6, # how many times wider the middle is
+    stride:int=1, # stride of the depthwise convolution
+    expand:int=6, # expansion ratio
     ks:int=3, # kernel size of the depthwise convolution
-    act=nn.ReLU6, # called with nothing
-    se:bool=False, # squeeze and excitation after the depthwise convolution, with `ni//4` hidden channels?
-    drop:float=0., # probability that an image skips the branch in training, 0 to 1
+    act=nn.ReLU6, # activation factory, called without arguments
+    se:bool=False, # add squeeze-and-excitation with `ni//4` hidden channels after the depthwise convolution?
+    drop:float=0., # drop probability of the branch (stochastic depth), per image, 0 to 1
 )->nn.Module:
-    "Widen, depthwise convolution, project; a shortcut where the shape stays (1801.04381)"
+    "Inverted residual: expansion, depthwise convolution, projection; shortcut if the shape is preserved (1801.04381)"
     nh = ni*expand
     layers = [ConvBNAct(ni, nh, 1, act=act)] if expand>1 else []
     layers.append(ConvBNAct(nh, nh, ks, stride, groups=nh, act=act))
@@ -79,9 +79,9 @@ def inverted_residual(
 
 # %% ../../nbs/33_zoo.mobile.ipynb #a8409ec4
 def mobile_stages(
-    ni:int, # channels after the stem
-    stages, # (expand, width, blocks, stride of the first, kernel size) of each stage
-    drop_path:float=0., # chance of dropping the last block, 0 to 1
+    ni:int, # output channels of the stem
+    stages, # (expansion ratio, width, number of blocks, stride of the first, kernel size) of each stage
+    drop_path:float=0., # drop probability of the last block (stochastic depth), 0 to 1
     **kwargs, # passed to `inverted_residual`
 )->list: # of `nn.Sequential`, one per stage
     "Stages of inverted residuals"
@@ -97,25 +97,25 @@ def mobile_stages(
 def mobilenetv2(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    stages, # (expand, width, blocks, stride of the first, kernel size) of each stage
-    stem:int=32, # channels of the stem
-    nh:int=1280, # channels in front of the classifier
-    drop:float=0., # dropout in front of the classifier, 0 to 1
-    drop_path:float=0., # chance of dropping the last block, 0 to 1
-    act=nn.ReLU6, # called with nothing
-    se:bool=False, # squeeze and excitation in every block?
-    init=init_grouped_, # called with the network, returns it
+    stages, # (expansion ratio, width, number of blocks, stride of the first, kernel size) of each stage
+    stem:int=32, # output channels of the stem
+    nh:int=1280, # input channels of the classifier
+    drop:float=0., # dropout probability before the classifier, 0 to 1
+    drop_path:float=0., # drop probability of the last block (stochastic depth), 0 to 1
+    act=nn.ReLU6, # activation factory, called without arguments
+    se:bool=False, # add squeeze-and-excitation to every block?
+    init=init_grouped_, # initialisation function, called with the model; returns the model
 )->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "A stem, stages of inverted residuals, a wide 1x1 convolution (1801.04381; with `se` and SiLU 1905.11946)"
+    "MobileNetV2 (1801.04381), or EfficientNet with `se` and SiLU (1905.11946)"
     body = mobile_stages(stem, stages, drop_path, act=act, se=se)
     return init(nn.Sequential(ConvBNAct(in_chans, stem, act=act), *body, ConvBNAct(stages[-1][1], nh, 1, act=act),
         pool_head(nh, n_out, drop)))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #cd87dd70
 def init_mobilenetv2_(
-    model:nn.Module, # changed in place
+    model:nn.Module, # modified in place
 )->nn.Module: # `model`
-    "Kaiming normal convolutions, N(0, 0.01) classifier (1801.04381)"
+    "Kaiming normal initialisation of convolutions; classifier weights with standard deviation 0.01 (1801.04381)"
     for m in model.modules():
         if not isinstance(m, nn.Linear): continue
         nn.init.normal_(m.weight, std=0.01)
@@ -125,34 +125,34 @@ def init_mobilenetv2_(
 # %% ../../nbs/33_zoo.mobile.ipynb #f1a39ef7
 register_models('mobile', mobilenetv2, '1801.04381', mobilenetv2=dict(init=init_mobilenetv2_,
     stages=((1,16,1,1,3),(6,24,2,1,3),(6,32,3,2,3),(6,64,4,2,3),(6,96,3,1,3),(6,160,3,2,3),(6,320,1,1,3)),
-    note='Stem and second stage keep the size: the map ends at 4x4.'))
+    note='Stem and second stage with stride 1; final feature map 4x4.'))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #3402e53b
 b0 = ((1,16,1,1,3),(6,24,2,2,3),(6,40,2,2,5),(6,80,3,2,3),(6,112,3,1,5),(6,192,4,2,5),(6,320,1,1,3))
 register_models('mobile', mobilenetv2, '1905.11946',
     efficientnetb0=dict(stages=b0, drop=0.2, drop_path=0.2, act=nn.SiLU, se=True,
-        note='The stem keeps the size: stride 1, and the map ends at 2x2.'))
+        note='Stem with stride 1; final feature map 2x2.'))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #c88fe431
 def sep_conv(
     ni:int, # input channels
     nf:int, # output channels
     ks:int=3, # kernel size of the depthwise convolution
-    stride:int=1, # of the depthwise convolution
-    biases:tuple=(False,False), # a bias in the depthwise, in the pointwise convolution?
-    norm=nn.BatchNorm2d, # called with `nf`
+    stride:int=1, # stride of the depthwise convolution
+    biases:tuple=(False,False), # add a bias to the depthwise, to the pointwise convolution?
+    norm=nn.BatchNorm2d, # normalisation layer factory, called with `nf`
 )->nn.Sequential:
-    "Depthwise and pointwise convolution with nothing between them, then norm (1610.02357)"
+    "Separable convolution without intermediate norm or activation, followed by a norm (1610.02357)"
     return nn.Sequential(nn.Conv2d(ni, ni, ks, stride, ks//2, groups=ni, bias=biases[0]),
         nn.Conv2d(ni, nf, 1, bias=biases[1]), norm(nf))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #2a007325
 def xception_block(
     widths, # channels of the input and after each separable convolution
-    pool:int|None=None, # stride of a 3x3 max-pool at the end; `None` for no pool
-    act_first:bool=True, # a ReLU in front of the first convolution?
+    pool:int|None=None, # stride of the final 3x3 max-pool; `None` for no pooling
+    act_first:bool=True, # apply ReLU before the first convolution?
 )->Residual:
-    "Separable convolutions, each after a ReLU, and a max-pool (1610.02357)"
+    "Xception block: separable convolutions, each preceded by ReLU, and max pooling (1610.02357)"
     layers = [o for i,(a,b) in enumerate(pairwise(widths)) for o in (nn.ReLU(inplace=i>0), sep_conv(a, b))]
     if not act_first: layers = layers[1:]
     if pool: layers.append(nn.MaxPool2d(3, pool, 1))
@@ -162,9 +162,9 @@ def xception_block(
 def xception(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    middle:int=8, # blocks of the middle flow
+    middle:int=8, # number of blocks in the middle flow
 )->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "Entry flow, `middle` blocks, exit flow (1610.02357)"
+    "Xception: entry flow, middle flow, exit flow (1610.02357)"
     stem = nn.Sequential(ConvBNAct(in_chans, 32), ConvBNAct(32, 64))
     entry = [xception_block((64,128,128), 2, act_first=False), xception_block((128,256,256), 2),
         xception_block((256,728,728), 1)]
@@ -175,24 +175,24 @@ def xception(
 
 # %% ../../nbs/33_zoo.mobile.ipynb #c72eb3dd
 register_models('mobile', xception, '1610.02357', xception=dict(middle=8,
-    note='Stem at stride 1 with padding; the third entry block pools at stride 1: 8x8 in the middle flow.'))
+    note='Stem with stride 1 and padding; stride 1 in the third entry block: 8x8 in the middle flow.'))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #b8de4ac1
 def shuffle_branch(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the depthwise convolution
+    stride:int=1, # stride of the depthwise convolution
 )->list: # of modules
-    "Depthwise 3x3, then pointwise convolution with an activation (1807.11164)"
+    "Depthwise 3x3 convolution, then pointwise convolution with activation (1807.11164)"
     return [ConvBNAct(ni, ni, stride=stride, groups=ni, act=None), ConvBNAct(ni, nf, 1)]
 
 # %% ../../nbs/33_zoo.mobile.ipynb #c1a23700
 class ShuffleUnit(nn.Module):
-    "Two branches side by side, their channels interleaved (1807.11164)"
+    "ShuffleNetV2 unit: two branches, concatenation, channel shuffle (1807.11164)"
     def __init__(self,
-        ni:int, # input channels; `nf` of them at stride 1
+        ni:int, # input channels; must equal `nf` for stride 1
         nf:int, # output channels
-        stride:int=1, # 1: split the channels; 2: both branches read all of them
+        stride:int=1, # 1: channel split; 2: both branches take all channels
     ):
         super().__init__()
         self.split,nh = stride==1,nf//2
@@ -210,15 +210,15 @@ def shufflenetv2(
     n_out:int, # number of classes
     in_chans:int, # input channels
     widths, # output channels of each stage, even
-    depths=(4,8,4), # units in each stage
-    stem:int=24, # channels of the stem
-    nh:int=1024, # channels in front of the classifier
+    depths=(4,8,4), # number of units in each stage
+    stem:int=24, # output channels of the stem
+    nh:int=1024, # input channels of the classifier
 )->nn.Sequential: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "A stem, three stages of shuffle units, a 1x1 convolution (1807.11164)"
+    "ShuffleNetV2: a stem, three stages of shuffle units, a 1x1 convolution (1807.11164)"
     body = [nn.Sequential(*[ShuffleUnit(b if j else a, b, 1 if j else 2) for j in range(d)])
         for (a,b),d in zip(pairwise((stem, *widths)), depths)]
     return nn.Sequential(ConvBNAct(in_chans, stem), *body, ConvBNAct(widths[-1], nh, 1), pool_head(nh, n_out))
 
 # %% ../../nbs/33_zoo.mobile.ipynb #8d871586
 register_models('mobile', shufflenetv2, '1807.11164', shufflenetv2=dict(widths=(48,96,192),
-    note='Width 0.5. The stem keeps the size and there is no max-pool.'))
+    note='Width 0.5; stem with stride 1 and without max pooling.'))

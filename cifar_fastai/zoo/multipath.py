@@ -1,4 +1,4 @@
-"""Networks with more than one way through: DenseNet, DPN, DLA, RiR
+"""Networks with multiple paths: DenseNet, DPN, DLA, RiR
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.multipath.html.md"""
 
@@ -18,10 +18,10 @@ from .residual import basic_branch,bottleneck_branch,stages
 
 # %% ../../nbs/34_zoo.multipath.ipynb #ece6a4e1
 class DenseLayer(nn.Module):
-    "Puts a few new channels behind the old ones (1608.06993)"
+    "Concatenate `growth` new channels to the input (1608.06993)"
     def __init__(self,
         ni:int, # input channels
-        growth:int, # new channels
+        growth:int, # growth rate: number of new channels
     ):
         super().__init__()
         nh = 4*growth
@@ -34,9 +34,9 @@ class DenseLayer(nn.Module):
 def densenet(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    depths, # layers in each stage
-    growth:int, # channels that a layer adds
-    stem:int, # channels of the stem
+    depths, # number of layers in each stage
+    growth:int, # growth rate: channels added per layer
+    stem:int, # output channels of the stem
 )->nn.Sequential:
     "DenseNet-BC with a 3x3 stem (1608.06993)"
     nf,layers = stem,[nn.Conv2d(in_chans, stem, 3, padding=1, bias=False)]
@@ -50,19 +50,19 @@ def densenet(
 
 # %% ../../nbs/34_zoo.multipath.ipynb #cd0254a0
 register_models('multipath', densenet, '1608.06993',
-    densenet=dict(depths=(6,12,24,16), growth=12, stem=24, note='DenseNet-121 with a growth of 12 and a 3x3 stem'),
-    densenet121=dict(depths=(6,12,24,16), growth=32, stem=64, note='3x3 stem without a pool'))
+    densenet=dict(depths=(6,12,24,16), growth=12, stem=24, note='DenseNet-121 with a growth rate of 12 and a 3x3 stem'),
+    densenet121=dict(depths=(6,12,24,16), growth=32, stem=64, note='3x3 stem without max pooling'))
 
 # %% ../../nbs/34_zoo.multipath.ipynb #a95cd104
 class DualPath(Residual):
-    "Adds the first `nf` channels of the branch and concatenates the others (1707.01629)"
+    "Dual path block: add the first `nf` channels of the branch, concatenate the others (1707.01629)"
     def __init__(self,
         ni:int, # input channels
         nf:int, # channels of the residual stream
         nh:int, # hidden channels
-        dense:int, # channels that the block adds to the dense stream
-        stride:int=1, # of the 3x3 convolution
-        first:bool=False, # of its stage? Then a 1x1 convolution is the shortcut
+        dense:int, # channels added to the dense stream
+        stride:int=1, # stride of the 3x3 convolution
+        first:bool=False, # first block of its stage? If so, the shortcut is a 1x1 convolution
     ):
         n = nf+dense
         branch = nn.Sequential(ConvBNAct(ni, nh, 1), ConvBNAct(nh, nh, stride=stride, groups=32),
@@ -78,10 +78,10 @@ class DualPath(Residual):
 def dpn(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    depths, # blocks in each stage
+    depths, # number of blocks in each stage
     widths=(256,512,1024,2048), # channels of the residual stream in each stage
     hidden=(96,192,384,768), # hidden channels in each stage
-    dense=(16,32,24,128), # channels that a block adds to the dense stream in each stage
+    dense=(16,32,24,128), # channels added to the dense stream per block, in each stage
 )->nn.Sequential:
     "Dual path network with a 3x3 stem (1707.01629)"
     ni,layers = 64,[ConvBNAct(in_chans, 64)]
@@ -92,34 +92,34 @@ def dpn(
     return nn.Sequential(*layers, pool_head(ni, n_out))
 
 # %% ../../nbs/34_zoo.multipath.ipynb #5e6db98b
-_note = '3x3 stem; norm and ReLU behind each convolution, one dense step in the projection: as in the published row'
+_note = '3x3 stem; norm and ReLU after each convolution, one dense increment in the projection, as in the published row'
 register_models('multipath', dpn, '1707.01629',
-    dpn=dict(depths=(2,2,2,2), note=f'DPN-26, a size the paper does not have; {_note}'),
+    dpn=dict(depths=(2,2,2,2), note=f'DPN-26, not a size of the paper; {_note}'),
     dpn92=dict(depths=(3,4,20,3), note=_note))
 
 # %% ../../nbs/34_zoo.multipath.ipynb #bec6111f
 def dla_block(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the block
-    branch=basic_branch, # called with `ni`, `nf`, `stride`; a list of layers
+    stride:int=1, # stride of the block
+    branch=basic_branch, # called with `ni`, `nf`, `stride`; returns a list of layers
 )->Residual:
-    "Residual block whose shortcut is a max-pool and a 1x1 convolution, where needed (1707.06484)"
+    "Residual block with a shortcut of max pooling and 1x1 convolution, where required (1707.06484)"
     shortcut = [nn.MaxPool2d(stride)] if stride>1 else []
     if ni!=nf: shortcut.append(ConvBNAct(ni, nf, 1, act=None))
     return Residual(nn.Sequential(*branch(ni, nf, stride)), nn.Sequential(*shortcut) if shortcut else None, nn.ReLU)
 
 # %% ../../nbs/34_zoo.multipath.ipynb #d93f16f0
 class Tree(nn.Module):
-    "Blocks joined in a tree (1707.06484)"
+    "Hierarchical aggregation of blocks in a binary tree (1707.06484)"
     def __init__(self,
-        level:int, # of the tree: 2**level blocks
-        block, # called with `ni`, `nf`, `stride`
+        level:int, # level of the tree, which has 2**level blocks
+        block, # block factory, called with `ni`, `nf`, `stride`
         ni:int, # input channels
         nf:int, # output channels
-        stride:int=1, # of the tree
-        read_input:bool=False, # does the root read the pooled input too?
-        extra:int=0, # further channels that the root reads
+        stride:int=1, # stride of the tree
+        read_input:bool=False, # pass the pooled input to the root?
+        extra:int=0, # channels of additional inputs of the root
     ):
         super().__init__()
         self.pool = nn.MaxPool2d(stride) if read_input else None
@@ -130,7 +130,7 @@ class Tree(nn.Module):
 
     def forward(self,
         x, # (b, ni, h, w)
-        more=(), # further maps that the root reads
+        more=(), # additional inputs of the root
     ):
         if self.pool: more = (*more, self.pool(x))
         y = self.first(x)
@@ -140,9 +140,9 @@ class Tree(nn.Module):
 def dla(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    widths, # channels of the two convolutions and the four trees; the stem has as many as the first
-    levels=(1,2,2,1), # of each tree
-    branch=basic_branch, # of each block
+    widths, # output channels of the two convolutions and the four trees; the stem has the first width
+    levels=(1,2,2,1), # level of each tree
+    branch=basic_branch, # branch function of all blocks
 )->nn.Sequential:
     "Deep layer aggregation with a 3x3 stem (1707.06484)"
     block,w = partial(dla_block, branch=branch),widths
@@ -151,22 +151,22 @@ def dla(
         pool_head(w[-1], n_out)))
 
 # %% ../../nbs/34_zoo.multipath.ipynb #7ca236ff
-_note = '3x3 stem, the first two halvings left out'
+_note = '3x3 stem, without the first two downsampling steps'
 register_models('multipath', dla, '1707.06484', dla=dict(widths=(16,32,64,128,256,512), note=f'DLA-34; {_note}'),
     dla46=dict(widths=(16,32,64,64,128,256), branch=partial(bottleneck_branch, base=128), note=f'DLA-46-C; {_note}'))
 
 # %% ../../nbs/34_zoo.multipath.ipynb #2ca88a12
 class FirstHalf(nn.Module):
-    "The first half of the channels"
+    "Select the first half of the channels"
     def forward(self, x): return x[:,:x.shape[1]//2]
 
 # %% ../../nbs/34_zoo.multipath.ipynb #8d6f7936
 def rir_block(
-    ni:int, # channels of each stream that comes in
-    nf:int, # channels of each stream that goes out
-    stride:int=1, # of the block
+    ni:int, # input channels per stream
+    nf:int, # output channels per stream
+    stride:int=1, # stride of the block
 )->Residual:
-    "Residual and transient stream, each convolved into both (1603.08029)"
+    "RiR block: residual and transient stream with cross-connections (1603.08029)"
     proj = [] if ni==nf and stride==1 else [nn.Conv2d(ni, nf, 1, stride, bias=False)]
     shortcut = nn.Sequential(FirstHalf(), *proj, nn.ZeroPad3d((0,0,0,0,0,nf)))
     return Residual(nn.Conv2d(2*ni, 2*nf, 3, stride, 1, bias=False), shortcut, partial(norm_act, 2*nf))
@@ -175,8 +175,8 @@ def rir_block(
 def rir(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    depths, # blocks in each stage
-    widths, # channels of each stream in each stage
+    depths, # number of blocks in each stage
+    widths, # channels per stream in each stage
 )->nn.Sequential:
     "ResNet in ResNet (1603.08029)"
     trunk = stages(rir_block, widths[0], widths, depths, (1,2,2))
@@ -186,4 +186,4 @@ def rir(
 # %% ../../nbs/34_zoo.multipath.ipynb #a5a3388e
 register_models('multipath', rir, '1603.08029',
     rir=dict(depths=(4,6,6), widths=(48,96,192),
-        note='head of a 1x1 convolution, a norm and the mean, as in pytorchcv'))
+        note='head of 1x1 convolution, norm and average pooling, as in pytorchcv'))

@@ -1,4 +1,4 @@
-"""Networks whose cells a search has found: NASNet and PNASNet
+"""Networks with cells found by architecture search: NASNet and PNASNet
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.nas.html.md"""
 
@@ -18,13 +18,13 @@ from .mobile import *
 
 # %% ../../nbs/36_zoo.nas.ipynb #251905e2
 def sep_twice(
-    nf:int, # channels
-    stride:int=1, # of the first depthwise convolution
-    biases:tuple=(False,False), # in the first depthwise convolution, in the other three convolutions?
-    norm=nn.BatchNorm2d, # called with `nf`
+    nf:int, # number of channels
+    stride:int=1, # stride of the first depthwise convolution
+    biases:tuple=(False,False), # add a bias to the first depthwise, to the other three convolutions?
+    norm=nn.BatchNorm2d, # normalisation layer factory, called with `nf`
     ks:int=3, # kernel size
 )->nn.Sequential:
-    "ReLU and separable convolution, twice (1707.07012)"
+    "ReLU and separable convolution, applied twice (1707.07012)"
     return nn.Sequential(nn.ReLU(), sep_conv(nf, nf, ks, stride, biases, norm), nn.ReLU(True),
         sep_conv(nf, nf, ks, 1, biases[1:]*2, norm))
 
@@ -32,16 +32,16 @@ def sep_twice(
 def relu_conv(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the convolution
-    bias:bool=False, # a bias in the convolution?
-    norm=nn.BatchNorm2d, # called with `nf`
+    stride:int=1, # stride of the convolution
+    bias:bool=False, # add a bias to the convolution?
+    norm=nn.BatchNorm2d, # normalisation layer factory, called with `nf`
 )->nn.Sequential:
     "ReLU, 1x1 convolution, norm (1707.07012)"
     return nn.Sequential(nn.ReLU(), ConvBNAct(ni, nf, 1, stride, bias=bias, norm=norm, act=None))
 
 # %% ../../nbs/36_zoo.nas.ipynb #74a0a4f9
 def pool3(kind, **kwargs):
-    "A 3x3 pool as an operation"
+    "Factory of a 3x3 pooling operation"
     return lambda nf,stride,biases,norm: kind(3, stride, 1, **kwargs)
 
 ops = dict(id=lambda nf,stride,biases,norm: nn.Identity() if stride==1 else relu_conv(nf, nf, stride, biases[1], norm),
@@ -60,12 +60,12 @@ pnasnet_cell = ((('sep5',0),('max3',0)), (('sep7',1),('max3',1)), (('sep5',1),('
 
 # %% ../../nbs/36_zoo.nas.ipynb #7cfce171
 class FactorizedReduce(nn.Module):
-    "ReLU, two 1x1 convolutions at stride 2 on grids one pixel apart, and a norm (1707.07012)"
+    "Factorised reduction: ReLU, two 1x1 convolutions with stride 2 on shifted grids, norm (1707.07012)"
     def __init__(self,
         ni:int, # input channels
         nf:int, # output channels, even
-        bias:bool=False, # biases in the convolutions?
-        norm=nn.BatchNorm2d, # called with `nf`
+        bias:bool=False, # add biases to the convolutions?
+        norm=nn.BatchNorm2d, # normalisation layer factory, called with `nf`
     ):
         super().__init__()
         self.even,self.odd = [nn.Conv2d(ni, nf//2, 1, bias=bias) for _ in range(2)]
@@ -77,15 +77,15 @@ class FactorizedReduce(nn.Module):
 
 # %% ../../nbs/36_zoo.nas.ipynb #2af9d46d
 class Cell(nn.Module):
-    "Blocks that each add two operations, their results concatenated (1707.07012)"
+    "Cell of blocks that each add the outputs of two operations; selected tensors are concatenated (1707.07012)"
     def __init__(self,
         widths, # channels of `prev`, of `x`, and of the operations
-        blocks, # pairs of (name of an operation, number of the tensor it reads)
-        outs, # numbers of the tensors that are concatenated
-        stride:int=1, # of the operations that read `prev` or `x`
-        shrink:bool=False, # is `prev` twice as large as `x`?
-        bias:bool=False, # biases? At stride 1 not in the narrowing of `x` and the first depthwise convolutions
-        norm=nn.BatchNorm2d, # called with the number of channels
+        blocks, # pairs of (operation name, index of its input tensor)
+        outs, # indices of the tensors to concatenate
+        stride:int=1, # stride of the operations on `prev` and `x`
+        shrink:bool=False, # does `prev` have twice the resolution of `x`?
+        bias:bool=False, # add biases? For stride 1 not to the projection of `x` and the first depthwise convolutions
+        norm=nn.BatchNorm2d, # normalisation layer factory, called with the number of channels
     ):
         super().__init__()
         (n_prev,ni,nf),reduced = widths,bias and stride>1
@@ -103,7 +103,7 @@ class Cell(nn.Module):
 
 # %% ../../nbs/36_zoo.nas.ipynb #8da5c6d0
 class CellNet(nn.Sequential):
-    "Stem, cells, head; each cell reads the outputs of the two modules before it (1707.07012)"
+    "Stem, cells, head; the inputs of each cell are the outputs of the two preceding modules (1707.07012)"
     def forward(self, x):
         stem,*cells,head = self
         prev = x = stem(x)
@@ -114,15 +114,15 @@ class CellNet(nn.Sequential):
 def cell_net(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    nf:int, # channels that the first stage's operations work at
-    depths, # cells in each stage
-    stem:int, # channels of the stem
-    normal, # blocks of a cell, and which tensors it concatenates
-    reduction, # the same of a cell that halves the map
-    bias:bool=False, # biases, as in `Cell`?
-    norm=partial(nn.BatchNorm2d, eps=1e-3), # called with the number of channels
+    nf:int, # channels of the operations in the first stage
+    depths, # number of cells in each stage
+    stem:int, # output channels of the stem
+    normal, # normal cell: blocks, and indices of the tensors to concatenate
+    reduction, # reduction cell, in the same format
+    bias:bool=False, # add biases, as in `Cell`?
+    norm=partial(nn.BatchNorm2d, eps=1e-3), # normalisation layer factory, called with the number of channels
 )->CellNet: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "Stages of `normal` cells, led by a `reduction` cell from the second stage on (1707.07012)"
+    "Stages of `normal` cells; from the second stage on, the first cell is a `reduction` cell (1707.07012)"
     cells,n_prev,ni,shrink = [],stem,stem,False
     for s,depth in enumerate(depths):
         for j in range(depth):
@@ -138,7 +138,7 @@ five = (2,3,4,5,6)
 register_models('nas', cell_net, '1707.07012',
     nasnet=dict(nf=44, depths=(4,5,5), stem=44, bias=True, normal=(nasnet_normal, (0,*five)),
         reduction=(nasnet_reduction, five[1:]),
-        note='NASNet-A with the published size: 44 channels, 4 normal cells a stage, biases; no auxiliary '
+        note='NASNet-A of the published size: 44 channels, 4 normal cells per stage, biases; no auxiliary '
         'classifier, no ScheduledDropPath.'))
 
 # %% ../../nbs/36_zoo.nas.ipynb #92f9c74b

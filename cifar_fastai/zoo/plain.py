@@ -1,4 +1,4 @@
-"""Networks without a branch: LeNet, VGG, ToyNet
+"""Plain feed-forward networks: LeNet, VGG, ToyNet
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.plain.html.md"""
 
@@ -19,11 +19,11 @@ from .registry import *
 def lenet(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    scale:int=1, # of the 6 and 16 channels
+    scale:int=1, # multiplier of the 6 and 16 channels
     ks:int=5, # kernel size, odd
-    pad:bool=False, # keep the size of the map in the convolutions?
+    pad:bool=False, # pad the convolutions to preserve the spatial size?
 )->nn.Sequential:
-    "LeNet-5 (LeCun et al. 1998) with ReLU and max-pools"
+    "LeNet-5 (LeCun et al. 1998) with ReLU and max pooling"
     conv = partial(ConvBNAct, ks=ks, padding=ks//2 if pad else 0, bias=True, norm=None)
     a,b,side = 6*scale,16*scale,32
     for _ in range(2): side = (side if pad else side-ks+1)//2
@@ -32,8 +32,8 @@ def lenet(
         nn.Linear(84, n_out))
 
 # %% ../../nbs/31_zoo.plain.ipynb #a8cb7c69
-register_models('plain', lenet, '', lenet=dict(note='LeCun et al. 1998, with three input channels, ReLU for tanh, '
-    'max-pools for trained averages and a linear last layer'),
+register_models('plain', lenet, '', lenet=dict(note='LeCun et al. 1998, with three input channels, ReLU instead of '
+    'tanh, max pooling instead of trainable subsampling, and a linear output layer'),
     **{f'toynet_s{s}_k{k}':dict(scale=s, ks=k, pad=True, note='LeNet with padded convolutions, scaled')
         for s,k in product((1, 4, 16), (3, 5))})
 
@@ -41,9 +41,9 @@ register_models('plain', lenet, '', lenet=dict(note='LeCun et al. 1998, with thr
 def vgg(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    widths, # for each stage, the output channels of its convolutions
+    widths, # output channels of each convolution, one tuple per stage
 )->nn.Sequential:
-    "VGG with BatchNorm and one linear layer (1409.1556)"
+    "VGG with BatchNorm and a single linear layer (1409.1556)"
     parts,ni = [],in_chans
     for i,o in enumerate(widths):
         parts.append(nn.Sequential(*[ConvBNAct(a, b, bias=True) for a,b in pairwise((ni, *o))]))
@@ -54,13 +54,13 @@ def vgg(
 # %% ../../nbs/31_zoo.plain.ipynb #3e5d2dc0
 def _depths(*depths): return tuple((nf,)*d for nf,d in zip((64,128,256,512,512), depths))
 
-_note = 'BatchNorm, and one linear layer of 512 for the two of 4096'
+_note = 'BatchNorm; one linear layer with 512 inputs instead of two hidden layers of 4096'
 register_models('plain', vgg, '1409.1556', vgg=dict(widths=_depths(1,1,2,2,2), note=_note),
     vgg13=dict(widths=_depths(2,2,2,2,2), note=_note),
     vgg16=dict(widths=_depths(2,2,3,3,3), note=_note), vgg19=dict(widths=_depths(2,2,4,4,4), note=_note))
 register_models('plain', vgg, '',
     ToyNet=dict(widths=((6,12), (24,24), (48,96,192), (384,)*4, (768,)*5, (768,)*6),
-        note='no paper: a VGG of 22 convolutions'))
+        note='no paper: a VGG with 22 convolutions'))
 
 # %% ../../nbs/31_zoo.plain.ipynb #336b6b5d
 class BiasBatchNorm(nn.BatchNorm2d):

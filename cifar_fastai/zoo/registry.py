@@ -1,4 +1,4 @@
-"""Create backbones by name, list and summarise them
+"""Model registry: create, list and summarise backbones by name
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.registry.html.md"""
 
@@ -21,16 +21,16 @@ from ..core import *
 # %% ../../nbs/30_zoo.registry.ipynb #8847a0fc
 @dataclass(frozen=True)
 class Backbone:
-    "One row of a family's table"
-    name:str # the name that `create_model` takes
+    "A registered model variant"
+    name:str # name for `create_model`
     family:str # plain, residual, mobile, multipath, inception, nas, transformer or hybrid
-    build:callable # called with `n_out`, `in_chans` and `cfg`; returns the network
-    cfg:dict # the arguments that make this row
+    build:callable # builder, called with `n_out`, `in_chans` and the arguments in `cfg`; returns the model
+    cfg:dict # builder arguments of this variant
     paper:str='' # arXiv id
-    note:str='' # departures from the paper, and why
+    note:str='' # deviations from the paper, with reasons
 
     def __call__(self, n_out=10, in_chans=3, **overrides):
-        "Build the network for `n_out` classes and `in_chans` input channels; `overrides` replace arguments of the row"
+        "Build the model for `n_out` classes and `in_chans` input channels; `overrides` take precedence over `cfg`"
         return self.build(n_out=n_out, in_chans=in_chans, **{**self.cfg, **overrides})
 
 # %% ../../nbs/30_zoo.registry.ipynb #59289fab
@@ -39,11 +39,11 @@ backbones = Registry('backbone', 'cifar_fastai.zoo')
 # %% ../../nbs/30_zoo.registry.ipynb #7707668d
 def register_models(
     family:str, # plain, residual, mobile, multipath, inception, nas, transformer or hybrid
-    build, # called with `n_out`, `in_chans` and a row's arguments
-    paper:str, # arXiv id, for rows that give none (key `paper`)
-    **table, # name -> dict of arguments (optionally with `paper` and `note`), or a name of which it is an alias
+    build, # builder, called with `n_out`, `in_chans` and the arguments of a row
+    paper:str, # default arXiv id, for rows without the key `paper`
+    **table, # name -> dict of builder arguments (optionally with `paper` and `note`), or the target name of an alias
 ):
-    "Register the rows of a family"
+    "Register the model variants of a family"
     for name,cfg in table.items():
         if isinstance(cfg, str): row = backbones[cfg]
         else:
@@ -53,12 +53,12 @@ def register_models(
 
 # %% ../../nbs/30_zoo.registry.ipynb #ec61a10e
 def list_models(
-    pattern:str='*', # shell-style: `'resnet*'`
-    family:str|None=None, # only this family
+    pattern:str='*', # shell-style wildcard pattern, e.g. `'resnet*'`
+    family:str|None=None, # restrict to this family
 )->list: # sorted names
-    "The names that `create_model` takes"
+    "List the names of registered models"
     if not isinstance(pattern, str):
-        raise UserError(f"pattern is {short(pattern)}: it must be a pattern of names, such as 'resnet*'.")
+        raise UserError(f"pattern is {short(pattern)}: it must be a wildcard pattern, such as 'resnet*'.")
     families = sorted({o.family for o in backbones.values()})
     if family is not None and (not isinstance(family, str) or family not in families):
         raise unknown('family', family, families)
@@ -66,7 +66,7 @@ def list_models(
 
 # %% ../../nbs/30_zoo.registry.ipynb #90b17bf8
 def _cifar_stem(model):
-    "Stride 1 in the first convolution that has another, and no max-pool in the stem"
+    "Set the stride of the first convolution to 1 and remove the max-pool of the stem"
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if conv is not None and conv.kernel_size[0]>conv.stride[0]>1: conv.stride = (1,1)
     for name,m in model.named_children():
@@ -74,7 +74,7 @@ def _cifar_stem(model):
     return model
 
 def _timm(n_out, in_chans, model, **kwargs):
-    "The timm model called `model`, for 32x32 images"
+    "Create the timm model `model`, adapted to 32x32 images"
     import timm
     for size in (dict(img_size=32, patch_size=4), dict(img_size=32), {}):
         try: return _cifar_stem(timm.create_model(model, num_classes=n_out, in_chans=in_chans, **size, **kwargs))
@@ -83,37 +83,37 @@ def _timm(n_out, in_chans, model, **kwargs):
 
 # %% ../../nbs/30_zoo.registry.ipynb #f7012b98
 def find_model(name:str)->Backbone:
-    "The row called `name`"
+    "Look up the registry entry for `name`"
     if not isinstance(name, str):
-        raise UserError(f"The backbone is {short(name)}: it must be a name, such as 'resnet20'.")
+        raise UserError(f"The backbone is {short(name)}: it must be a model name, such as 'resnet20'.")
     if name.startswith('timm:'): return _find_timm(name)
     if ':' in name: return Backbone(name, 'own', _own_network, dict(path=name))
     return backbones[name]
 
 def _own_network(n_out, in_chans, path, **kwargs):
-    "The network that the function or class `module:name` of the user returns for `n_out` classes"
+    "Create a model from the user-defined function or class at `path` (`module:name`)"
     f = import_object(path, 'network')
     try: model = f(n_out=n_out, **kwargs)
     except Exception as e:
         raise UserError(f'{path} cannot be created for n_out={n_out} ({type(e).__name__}: {short(str(e))}).') from e
     if isinstance(model, nn.Module): return model
-    raise UserError(f'{path} returns a {type(model).__name__}: it must return a module.')
+    raise UserError(f'{path} returns a {type(model).__name__}: it must return an nn.Module.')
 
 def _find_timm(name):
     try: import timm
-    except ImportError: raise UserError("Models of timm need timm: pip install 'cifar_fastai[timm]'.") from None
+    except ImportError: raise UserError("timm models require timm: pip install 'cifar_fastai[timm]'.") from None
     model = name.removeprefix('timm:')
     if not timm.is_model(model): raise unknown('timm model', model, timm.list_models())
     return Backbone(name, 'timm', _timm, dict(model=model))
 
 # %% ../../nbs/30_zoo.registry.ipynb #db628dee
 def create_model(
-    name:str, # of a row, see `list_models`
+    name:str, # model name, see `list_models`
     n_out:int=10, # number of classes
     in_chans:int=3, # input channels
-    **overrides, # replace arguments of the row
+    **overrides, # builder arguments that override those of the variant
 )->nn.Module: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "Create the backbone called `name`, with new weights"
+    "Create the backbone `name` with newly initialised weights"
     n_out = check_range('n_out', n_out, 1, 10**5, whole=True)
     in_chans = check_range('in_chans', in_chans, 1, 1000, whole=True)
     row = find_model(name)
@@ -128,7 +128,7 @@ def create_model(
         raise UserError(f'{name} cannot be built with {asked}: {short(str(e))}.') from e
 
 def _check_numbers(name, v):
-    "Refuse numbers out of range, also in tuples"
+    "Check the range of numbers, also inside tuples"
     if isinstance(v, (tuple, list)):
         for o in v: _check_numbers(name, o)
     elif isinstance(v, Real) and not isinstance(v, bool): check_range(name, v, 0, 2**14)
@@ -136,13 +136,13 @@ def _check_numbers(name, v):
 # %% ../../nbs/30_zoo.registry.ipynb #e26240cf
 @dataclass
 class Summary:
-    "The stages of a network: `stages` holds (name, output shape, parameters, MACs) for one image"
+    "Per-stage summary of a model: output shapes, parameters and MACs for one image"
     stages:list # (name, output shape, parameters, MACs)
-    params:int # trainable and frozen parameters
-    macs:int # multiply-accumulates for one image
+    params:int # number of parameters, trainable and frozen
+    macs:int # multiply-accumulates per image
 
-    def table(self, tablefmt='plain'): # a format of `tabulate`
-        "The stages and their sum as text"
+    def table(self, tablefmt='plain'): # table format of `tabulate`
+        "The stages and totals as a text table"
         rows = [(n, 'x'.join(map(str, s)), f'{p:,}', f'{m/1e6:,.1f}M')
             for n,s,p,m in [*self.stages, ('all', (), self.params, self.macs)]]
         return tabulate(rows, ['stage', 'output', 'parameters', 'MACs'], tablefmt, disable_numparse=True,
@@ -153,13 +153,13 @@ class Summary:
 
 # %% ../../nbs/30_zoo.registry.ipynb #cb273bed
 def model_summary(
-    model, # a module, or the name of a backbone
-    size=(3,32,32), # shape of one input: channels, height, width
+    model, # a module or the name of a backbone
+    size=(3,32,32), # input shape: (channels, height, width)
 )->Summary:
-    "Stages, output shapes, parameters and multiply-accumulates of `model` for one image"
+    "Summarise `model`: stages, output shapes, parameters and multiply-accumulates for one image"
     from torch.utils.flop_counter import FlopCounterMode
     if not isinstance(size, (tuple, list)) or len(size)!=3:
-        raise UserError(f'size is {short(size)}: it must be channels, height and width, such as (3, 32, 32).')
+        raise UserError(f'size is {short(size)}: it must be (channels, height, width), such as (3, 32, 32).')
     size = [check_range('size', o, 1, 4096, whole=True) for o in size]
     if not isinstance(model, nn.Module):
         with torch.device('meta'): model = create_model(model, in_chans=size[0])
@@ -171,7 +171,7 @@ def model_summary(
     try:
         with counter, torch.no_grad(): model(torch.empty(1, *size, device='meta'))
     except (RuntimeError, ValueError, AssertionError) as e:
-        raise UserError(f"The network does not take images of {'x'.join(map(str, size))}: {short(str(e))}.") from e
+        raise UserError(f"The network does not accept images of {'x'.join(map(str, size))}: {short(str(e))}.") from e
     for h in hooks: h.remove()
     flops = {k.split('.', 1)[-1]:sum(v.values())//2 for k,v in counter.get_flop_counts().items()}
     stages = [(n, shapes.get(n, ()), sum(p.numel() for p in m.parameters()), flops.get(n, 0)) for n,m in kids
@@ -180,25 +180,25 @@ def model_summary(
 
 # %% ../../nbs/30_zoo.registry.ipynb #19969ee5
 def zoo_contract()->dict: # name -> row of `zoo.csv`
-    "The reference values of every backbone, checked by the tests"
+    "Reference values of all backbones, enforced by the tests"
     return {r['name']:r for r in package_rows('zoo.csv')}
 
-def published()->list: # of dicts, one per row
-    "The published results in `published.csv`"
+def published()->list: # one dict per row
+    "Published results from `published.csv`"
     return package_rows('published.csv')
 
 # %% ../../nbs/30_zoo.registry.ipynb #b2390273
 def _published_top1():
-    "Name -> published top-1 without tricks, with its table"
+    "Name -> published top-1 accuracy without tricks, with table and data"
     rows = [r for r in published() if r['published_top1'] and not r['tricks']]
     return {r['model']:f"{r['published_top1']} (table {r['table']}, {r['data']} data)" for r in reversed(rows)}
 
 # %% ../../nbs/30_zoo.registry.ipynb #dd776c17
 def _cost(
     row, # a `Backbone`
-    gmacs=None, # if known
-)->dict: # parameters, MiB of the saved weights, GMACs
-    "Parameters, size and GMACs of a row"
+    gmacs=None, # GMACs, if known
+)->dict: # parameters, size of the state dict in MiB, GMACs
+    "Parameters, size and GMACs of a backbone"
     with torch.device('meta'): model = row()
     mib = sum(t.numel()*t.element_size() for t in model.state_dict().values())/2**20
     gmacs = float(gmacs) if gmacs else round(model_summary(model).macs/1e9, 3)
@@ -206,10 +206,10 @@ def _cost(
 
 # %% ../../nbs/30_zoo.registry.ipynb #4390c86b
 def zoo_table(
-    pattern:str='*', # shell-style: `'resnet*'`
-    family:str|None=None, # only this family
-)->list: # of dicts, one per backbone
-    "Name, family, parameters, MiB of float32 weights, GMACs, paper, what confirms it, published top-1"
+    pattern:str='*', # shell-style wildcard pattern, e.g. `'resnet*'`
+    family:str|None=None, # restrict to this family
+)->list: # one dict per backbone
+    "Name, family, parameters, size in MiB, GMACs, paper, verification and published top-1 of all backbones"
     contract,top1,res = zoo_contract(),_published_top1(),[]
     for name in list_models(pattern, family):
         row = backbones[name]
@@ -221,7 +221,7 @@ def zoo_table(
 
 # %% ../../nbs/30_zoo.registry.ipynb #da5f215d
 class Rows(list):
-    "Backbones, displayed as a table"
+    "List of backbones, displayed as a table"
     def _repr_markdown_(self):
         contract = zoo_contract()
         rows = []
@@ -230,12 +230,12 @@ class Rows(list):
             paper = f'[{o.paper}](https://arxiv.org/abs/{o.paper})' if o.paper else ''
             rows.append((o.name, f'`{o.build.__name__}`', f"{cost['params']:,}", f"{cost['gmacs']:.3f}", paper,
                 o.note.rstrip('.')))
-        return tabulate(rows, ['name', 'built by', 'parameters', 'GMACs', 'paper', 'departs from the paper'], 'pipe',
+        return tabulate(rows, ['name', 'builder', 'parameters', 'GMACs', 'paper', 'deviations from the paper'], 'pipe',
             disable_numparse=True, colalign=('left', 'left', 'right', 'right', 'left', 'left'))
     __repr__ = _repr_markdown_
 
-def family_rows(family:str)->Rows: # of one `Backbone` each
-    "The rows of a family, without aliases"
+def family_rows(family:str)->Rows: # list of `Backbone`
+    "The models of a family, without aliases"
     return Rows(backbones[o] for o in list_models(family=family) if backbones[o].name==o)
 
 # %% ../../nbs/30_zoo.registry.ipynb #7257356b
@@ -255,10 +255,10 @@ inits.update(kaiming_normal=inits['kaiming_normal_fan_in'], kaiming_uniform=init
 _weighted = nn.Linear,nn.Conv1d,nn.Conv2d,nn.Conv3d,nn.ConvTranspose1d,nn.ConvTranspose2d,nn.ConvTranspose3d
 
 def init_weights(
-    model:nn.Module, # changed in place
-    init, # name of an init, see `inits`, or a function that fills a tensor
+    model:nn.Module, # modified in place
+    init, # name of an initialisation, see `inits`, or a function that fills a tensor in place
 )->nn.Module: # `model`
-    "Initialise the weights of every convolution and linear layer of `model`; biases become 0"
+    "Initialise the weights of all convolutions and linear layers of `model`; biases are set to 0"
     if not isinstance(init, str) and not callable(init): raise unknown('init', init, inits)
     f = inits[init] if isinstance(init, str) else init
     for m in model.modules():

@@ -1,4 +1,4 @@
-"""ResNet and what grew out of it: wide, pre-activation, squeeze-excite, ResNeXt, RegNet, shake-shake, PyramidNet
+"""ResNet and its variants: wide, pre-activation, squeeze-and-excitation, ResNeXt, RegNet, Shake-Shake, PyramidNet
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.residual.html.md"""
 
@@ -23,9 +23,9 @@ from .registry import *
 def basic_branch(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the first convolution
-    norm=nn.BatchNorm2d, # after the last convolution; `None` for no norm
-    drop:float=0., # dropout between the two, 0 to 1
+    stride:int=1, # stride of the first convolution
+    norm=nn.BatchNorm2d, # normalisation layer factory for the last convolution; `None` for no norm
+    drop:float=0., # dropout probability between the convolutions, 0 to 1
 )->list: # of layers
     "Two 3x3 convolutions (1512.03385)"
     layers = [ConvBNAct(ni, nf, stride=stride), ConvBNAct(nf, nf, norm=norm, act=None)]
@@ -36,12 +36,12 @@ def basic_branch(
 def bottleneck_branch(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the 3x3 convolution
-    norm=nn.BatchNorm2d, # after the last convolution; `None` for no norm
-    groups:int=1, # of the 3x3 convolution
-    base:int=64, # channels of a group where `nf` is 256
+    stride:int=1, # stride of the 3x3 convolution
+    norm=nn.BatchNorm2d, # normalisation layer factory for the last convolution; `None` for no norm
+    groups:int=1, # number of groups of the 3x3 convolution
+    base:int=64, # channels per group for `nf=256`
 )->list: # of layers
-    "1x1, 3x3 in `groups`, 1x1 (1512.03385, 1611.05431)"
+    "Bottleneck: 1x1, grouped 3x3, 1x1 convolution (1512.03385, 1611.05431)"
     nh = groups*(nf*base//256)
     return [ConvBNAct(ni, nh, 1), ConvBNAct(nh, nh, stride=stride, groups=groups),
         ConvBNAct(nh, nf, 1, norm=norm, act=None)]
@@ -50,11 +50,11 @@ def bottleneck_branch(
 def reg_branch(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the 3x3 convolution
-    width:int=8, # channels of a group
-    se:bool=False, # squeeze and excitation after the 3x3 convolution?
+    stride:int=1, # stride of the 3x3 convolution
+    width:int=8, # channels per group
+    se:bool=False, # add squeeze-and-excitation after the 3x3 convolution?
 )->list: # of layers
-    "1x1, 3x3 in groups of `width` channels, 1x1, none narrower than the output (RegNet, 2003.13678)"
+    "RegNet branch: 1x1, grouped 3x3, 1x1 convolution, all with `nf` channels (2003.13678)"
     layers = [ConvBNAct(ni, nf, 1), ConvBNAct(nf, nf, stride=stride, groups=nf//width), ConvBNAct(nf, nf, 1, act=None)]
     if se: layers.insert(2, SEModule(nf, ni//4))
     return layers
@@ -63,11 +63,11 @@ def reg_branch(
 def res_block(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the block
-    branch=basic_branch, # called with `ni`, `nf`, `stride`; a list of layers
-    after=None, # called with `nf`; a layer at the end of the branch
+    stride:int=1, # stride of the block
+    branch=basic_branch, # called with `ni`, `nf`, `stride`; returns a list of layers
+    after=None, # factory of an additional layer at the end of the branch, called with `nf`
 )->Residual:
-    "Branch, sum, ReLU (1512.03385)"
+    "Post-activation residual block: branch, addition, ReLU (1512.03385)"
     layers = branch(ni, nf, stride)
     if after: layers.append(after(nf))
     return Residual(nn.Sequential(*layers), proj_shortcut(ni, nf, stride), nn.ReLU)
@@ -76,10 +76,10 @@ def res_block(
 def preact_block(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the block
-    branch=basic_branch, # called with `ni`, `nf`, `stride`, `norm`; a list of layers
+    stride:int=1, # stride of the block
+    branch=basic_branch, # called with `ni`, `nf`, `stride`, `norm`; returns a list of layers
 )->PreActResidual:
-    "Norm, ReLU, branch, sum (1603.05027)"
+    "Pre-activation residual block: norm, ReLU, branch, addition (1603.05027)"
     return PreActResidual(norm_act(ni), nn.Sequential(*branch(ni, nf, stride, norm=None)),
         proj_shortcut(ni, nf, stride, norm=None))
 
@@ -87,21 +87,21 @@ def preact_block(
 def pyramid_block(
     ni:int, # input channels
     nf:int, # output channels, at least `ni`
-    stride:int=1, # of the block
-    branch=basic_branch, # called with `ni`, `nf`, `stride`; a list of layers
+    stride:int=1, # stride of the block
+    branch=basic_branch, # called with `ni`, `nf`, `stride`; returns a list of layers
 )->Residual:
-    "Norm, branch, sum with the input padded by empty channels (1610.02915)"
+    "PyramidNet block: norm, branch, zero-padded shortcut (1610.02915)"
     shortcut = [nn.ZeroPad3d((0,0,0,0,0,nf-ni))]
     if stride>1: shortcut.insert(0, nn.AvgPool2d(stride))
     return Residual(nn.Sequential(nn.BatchNorm2d(ni), *branch(ni, nf, stride)), nn.Sequential(*shortcut))
 
 # %% ../../nbs/32_zoo.residual.ipynb #5ac065bb
 class ShiftShortcut(nn.Module):
-    "Two 1x1 convolutions side by side, one of them on the map shifted by a pixel, and a norm (1705.07485)"
+    "Concatenation of two 1x1 convolutions, the second on the input shifted by one pixel, and a norm (1705.07485)"
     def __init__(self,
         ni:int, # input channels
         nf:int, # output channels, even
-        stride:int=1, # of both convolutions
+        stride:int=1, # stride of both convolutions
     ):
         super().__init__()
         self.here,self.shifted = [nn.Conv2d(ni, nf//2, 1, stride, bias=False) for _ in range(2)]
@@ -113,19 +113,19 @@ class ShiftShortcut(nn.Module):
 def shake_block(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int=1, # of the block
+    stride:int=1, # stride of the block
 )->PreActResidual:
-    "ReLU, two branches, their random mix, sum (1705.07485)"
+    "Shake-Shake block: ReLU, two randomly weighted branches, addition (1705.07485)"
     a,b = [nn.Sequential(*basic_branch(ni, nf, stride)) for _ in range(2)]
     return PreActResidual(nn.ReLU(), ShakeShakeLayer(a, b), None if ni==nf else ShiftShortcut(ni, nf, stride))
 
 # %% ../../nbs/32_zoo.residual.ipynb #2223a7e5
 def stages(
-    block, # called with `ni`, `nf`, `stride`; returns a block
-    ni:int, # channels after the stem
+    block, # block factory, called with `ni`, `nf`, `stride`
+    ni:int, # output channels of the stem
     widths, # output channels of each stage
-    depths, # blocks in each stage
-    strides, # of the first block of each stage
+    depths, # number of blocks in each stage
+    strides, # stride of the first block of each stage
 )->list: # of `nn.Sequential`, one per stage
     "Stages of residual blocks"
     blocks = [[block(i if j==0 else nf, nf, s if j==0 else 1) for j in range(d)]
@@ -136,14 +136,14 @@ def stages(
 def resnet(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    depths, # blocks in each stage
+    depths, # number of blocks in each stage
     widths=(64,128,256,512), # output channels of each stage
-    strides=(1,2,2,2), # of each stage
-    stem:int=64, # channels of the stem
-    branch=basic_branch, # of every block
-    after=None, # called with a block's channels: a layer at the end of every branch
-    p:float=0., # stochastic depth of the last block, falling linearly towards the first, 0 to 1
-    init:dict|None=None, # arguments of `kaiming_init_`; default torch's initialisation
+    strides=(1,2,2,2), # stride of each stage
+    stem:int=64, # output channels of the stem
+    branch=basic_branch, # branch function of all blocks
+    after=None, # factory of an additional layer at the end of each branch, called with its output channels
+    p:float=0., # drop probability (stochastic depth) of the last block, linear decay towards the first, 0 to 1
+    init:dict|None=None, # arguments for `kaiming_init_`; default PyTorch's initialisation
 )->nn.Sequential:
     "ResNet with a 3x3 stem (1512.03385)"
     block = partial(res_block, branch=branch, after=after)
@@ -153,24 +153,24 @@ def resnet(
     return kaiming_init_(model, **init) if init else model
 
 # %% ../../nbs/32_zoo.residual.ipynb #4a58b001
-_stem = '3x3 stem without a pool for 32x32 images'
+_stem = '3x3 stem without max pooling for 32x32 images'
 _three,_flat = dict(strides=(1,2,2)),dict(note=_stem)
 _deep = dict(widths=(256,512,1024,2048), branch=bottleneck_branch,
-    note=f'{_stem}; the stride in the 3x3 convolution, as in torchvision')
+    note=f'{_stem}; stride in the 3x3 convolution, as in torchvision')
 register_models('residual', resnet, '1512.03385', resnet18=dict(depths=(2,2,2,2), **_flat),
     resnet34=dict(depths=(3,4,6,3), **_flat), resnet50=dict(depths=(3,4,6,3), **_deep),
     resnet101=dict(depths=(3,4,23,3), **_deep), resnet152=dict(depths=(3,8,36,3), **_deep),
     resnet20=dict(depths=(3,3,3), widths=(16,32,64), stem=16,
         init=dict(mode='fan_in', types=(nn.Conv2d, nn.Linear)), **_three,
-        note='projection shortcuts (option B), the paper pads with zeros (option A): 272,474 parameters, not 269,722'))
+        note='projection shortcuts (option B), zero padding (option A) in the paper: 272,474 parameters, not 269,722'))
 
 # %% ../../nbs/32_zoo.residual.ipynb #6f62e580
 register_models('residual', resnet, '1603.09382', stochastic_depth_resnet18=dict(depths=(2,2,2,2), p=0.5,
-    note='one gate per image, not per batch; kept branches are divided by their survival in training '
+    note='sampled per image, not per batch; branches divided by the survival probability in training '
     'instead of multiplied by it in eval mode'))
 
 # %% ../../nbs/32_zoo.residual.ipynb #2b9b8833
-def _se(nf): return SEModule(nf, max(nf//16, 8)) # at least 8 hidden channels, as timm has it
+def _se(nf): return SEModule(nf, max(nf//16, 8)) # at least 8 hidden channels, as in timm
 
 register_models('residual', resnet, '1709.01507', senet=dict(depths=(2,2,2,2), after=_se, **_flat),
     seresnet34=dict(depths=(3,4,6,3), after=_se, **_flat),
@@ -184,10 +184,10 @@ register_models('residual', resnet, '1611.05431', resnext=dict(branch=partial(bo
 
 # %% ../../nbs/32_zoo.residual.ipynb #7021efcb
 class GatherExcite(SEModule):
-    "Squeeze and excitation with a depthwise convolution over the whole map in place of the mean (1810.12348)"
+    "Squeeze-and-excitation with a global depthwise convolution instead of average pooling (1810.12348)"
     def __init__(self,
-        nf:int, # channels
-        size:int, # height and width of the map
+        nf:int, # number of channels
+        size:int, # height and width of the feature map
     ):
         super().__init__(nf, nf//16, bias=False)
         self.gather = ConvBNAct(nf, nf, size, padding=0, groups=nf, act=None)
@@ -199,14 +199,14 @@ def _ge(nf): return GatherExcite(nf, 8192//nf)
 
 register_models('residual', resnet, '1810.12348',
     ge_resnext29_8x64d=dict(branch=partial(bottleneck_branch, groups=8), after=_ge, init=dict(mode='fan_in'), **_next29,
-        note='in ResNeXt-29, the paper has it in ResNet'))
+        note='applied to ResNeXt-29; the paper applies it to ResNet'))
 
 # %% ../../nbs/32_zoo.residual.ipynb #09e2f6ad
 class SPP(nn.Module):
-    "Max pools of several sizes at stride 1 between two 1x1 convolutions (1406.4729)"
+    "Parallel max pooling with several kernel sizes between two 1x1 convolutions (1406.4729)"
     def __init__(self,
-        nf:int, # channels
-        sizes, # of the pools, odd
+        nf:int, # number of channels
+        sizes, # kernel sizes of the pools, odd
     ):
         super().__init__()
         nh = nf//2
@@ -221,7 +221,7 @@ class SPP(nn.Module):
 _pyramids = dict(N=None, A=[3], B=[5], C=[7], D=[3,5,7])
 def _pools(sizes):
     if not sizes: return 'plain branches'
-    return f"max-pools of {', '.join(map(str, sizes))} at the end of every branch"
+    return f"max pooling of size {', '.join(map(str, sizes))} at the end of every branch"
 
 register_models('residual', resnet, '1611.05431',
     **{f'spp_d{d}_p{k}':dict(depths=((d-2)//9,)*3, widths=(256,512,1024),
@@ -230,8 +230,8 @@ register_models('residual', resnet, '1611.05431',
         **_three) for d in (11, 20, 29) for k,v in _pyramids.items()})
 
 # %% ../../nbs/32_zoo.residual.ipynb #19bd1b93
-_reg = dict(strides=(1,1,2,2), note='3x3 stem of 64 channels, the first two stages at stride 1; the ImageNet '
-    'network has 32 and stride 2 everywhere')
+_reg = dict(strides=(1,1,2,2), note='3x3 stem with 64 channels, stride 1 in the first two stages; the ImageNet '
+    'network has 32 channels and stride 2 throughout')
 register_models('residual', resnet, '2003.13678',
     regnet=dict(depths=(1,1,4,7), widths=(24,56,152,368), branch=reg_branch, **_reg),
     regnetx_400mf=dict(depths=(1,2,7,12), widths=(32,64,160,384), branch=partial(reg_branch, width=16), **_reg),
@@ -241,12 +241,12 @@ register_models('residual', resnet, '2003.13678',
 def preact_resnet(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    depths, # blocks in each stage
+    depths, # number of blocks in each stage
     widths=(64,128,256,512), # output channels of each stage
-    strides=(1,2,2,2), # of each stage
-    stem:int=64, # channels of the stem
-    branch=basic_branch, # of every block
-    init:dict|None=None, # arguments of `kaiming_init_`; default torch's initialisation
+    strides=(1,2,2,2), # stride of each stage
+    stem:int=64, # output channels of the stem
+    branch=basic_branch, # branch function of all blocks
+    init:dict|None=None, # arguments for `kaiming_init_`; default PyTorch's initialisation
 )->nn.Sequential:
     "Pre-activation ResNet (1603.05027)"
     blocks = stages(partial(preact_block, branch=branch), stem, widths, depths, strides)
@@ -270,10 +270,10 @@ register_models('residual', preact_resnet, '1605.07146',
 def shake_resnet(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    width:int, # channels of a branch in the first stage
-    depths=(4,4,4), # blocks in each stage
+    width:int, # channels per branch in the first stage
+    depths=(4,4,4), # number of blocks in each stage
 )->nn.Sequential:
-    "Shake-shake ResNet (1705.07485)"
+    "Shake-Shake ResNet (1705.07485)"
     widths = (width, 2*width, 4*width)
     model = nn.Sequential(ConvBNAct(in_chans, 16, act=None), *stages(shake_block, 16, widths, depths, (1,2,2)),
         nn.ReLU(), pool_head(widths[-1], n_out))
@@ -287,13 +287,13 @@ register_models('residual', shake_resnet, '1705.07485', shake_resnet26_2x32d=dic
 def pyramidnet(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    n:int, # blocks in each of the three stages
-    alpha:float, # channels added from the first to the last block
-    branch=basic_branch, # of every block
-    expansion:int=1, # output channels for one of its 3x3 convolution: 4 for `bottleneck_branch`
-    p:float=0., # ShakeDrop of the last block, falling linearly towards the first, 0 to 1
+    n:int, # number of blocks in each of the three stages
+    alpha:float, # widening: channels added over all blocks
+    branch=basic_branch, # branch function of all blocks
+    expansion:int=1, # output channels per channel of the 3x3 convolution; 4 for `bottleneck_branch`
+    p:float=0., # ShakeDrop probability of the last block, linear decay towards the first, 0 to 1
 )->nn.Sequential:
-    "PyramidNet (1610.02915), with ShakeDrop (1802.02375) where `p` is not 0"
+    "PyramidNet (1610.02915), with ShakeDrop (1802.02375) if `p` is not 0"
     widths = [expansion*round(16 + alpha*(i+1)/(3*n)) for i in range(3*n)]
     blocks = [pyramid_block(ni, nf, 2 if i in (n, 2*n) else 1, branch)
         for i,(ni,nf) in enumerate(pairwise((16, *widths)))]
@@ -303,14 +303,14 @@ def pyramidnet(
     return kaiming_init_(model)
 
 register_models('residual', pyramidnet, '1610.02915',
-    pyramidnet110=dict(n=18, alpha=48, note='the smallest of the paper, of 1.7M'),
+    pyramidnet110=dict(n=18, alpha=48, note='the smallest network of the paper, 1.7M parameters'),
     pyramidnet272=dict(n=30, alpha=200, branch=bottleneck_branch, expansion=4, p=0.5, paper='1802.02375',
-        note='ShakeDrop draws its gate for each image; the linear decay reaches 1/2 at the last of the 90 blocks'))
+        note='ShakeDrop gate sampled per image; linear decay rule with probability 1/2 at the last of the 90 blocks'))
 
 # %% ../../nbs/32_zoo.residual.ipynb #7a94fbea
 class Scale(nn.Module):
-    "Multiply by a fixed number"
-    def __init__(self, by:float): # the number
+    "Multiply by a constant"
+    def __init__(self, by:float): # the factor
         super().__init__()
         self.by = by
 
@@ -321,10 +321,10 @@ class Scale(nn.Module):
 def resnet9(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    widths=(64,128,256,512), # channels of the stem and the three stages
-    scale:float=0.125, # of the logits
+    widths=(64,128,256,512), # output channels of the stem and the three stages
+    scale:float=0.125, # factor of the logits
 )->nn.Sequential:
-    "The ResNet-9 of the myrtle.ai series on fast training"
+    "ResNet-9 of the myrtle.ai series on fast training"
     def stage(ni, nf): return [ConvBNAct(ni, nf), nn.MaxPool2d(2)]
     def res(nf): return Residual(nn.Sequential(ConvBNAct(nf, nf), ConvBNAct(nf, nf)))
     a,b,c,d = widths
@@ -332,4 +332,4 @@ def resnet9(
     return nn.Sequential(ConvBNAct(in_chans, a), *parts, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(d, n_out, bias=False),
         Scale(scale))
 
-register_models('residual', resnet9, '', resnet9=dict(note='no paper: the network of the myrtle.ai series'))
+register_models('residual', resnet9, '', resnet9=dict(note='no paper: network of the myrtle.ai series'))

@@ -1,4 +1,4 @@
-"""Random residual branches: stochastic depth, ShakeDrop and shake-shake, as layers of a network and as tricks
+"""Regularisation of residual branches: stochastic depth, ShakeDrop and Shake-Shake, as layers and as tricks
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.shake.html.md"""
 
@@ -23,11 +23,11 @@ def _per_image(x):
 # %% ../../nbs/29_zoo.shake.ipynb #0f7dbaeb
 def stochastic_depth(
     x, # output of a residual branch, (b, ...)
-    p:float, # probability of dropping the branch of an image, 0 to 1
-    training:bool=True, # `False`: `x` as it is
-    generator:torch.Generator|None=None, # on the device of `x`; default torch's own
+    p:float, # probability of dropping the branch, per image, 0 to 1
+    training:bool=True, # if `False`, return `x` unchanged
+    generator:torch.Generator|None=None, # generator on the device of `x`; default torch's global generator
 ):
-    "Drop the branch of each image with probability `p`, and divide it by `1-p` otherwise (1603.09382)"
+    "Drop the branch with probability `p` per image, otherwise divide it by `1-p` (1603.09382)"
     check_range('p', p, 0, 1)
     if not training or p==0: return x
     keep = _per_image(x).bernoulli_(1-p, generator=generator)
@@ -35,7 +35,7 @@ def stochastic_depth(
 
 # %% ../../nbs/29_zoo.shake.ipynb #87ffc6f6
 class _Rescale(torch.autograd.Function):
-    "`x*fwd`, whose gradient is multiplied by `bwd` instead"
+    "Multiply `x` by `fwd` in the forward pass, and the gradient by `bwd` in the backward pass"
     @staticmethod
     def forward(ctx, x, fwd, bwd):
         ctx.save_for_backward(bwd)
@@ -47,13 +47,13 @@ class _Rescale(torch.autograd.Function):
 # %% ../../nbs/29_zoo.shake.ipynb #e9203d5c
 def shake_drop(
     x, # output of a residual branch, (b, ...)
-    p:float, # probability of perturbing an image, 0 to 1
+    p:float, # probability of perturbing the branch, per image, 0 to 1
     alpha=(-1.,1.), # range of the forward factor
     beta=(0.,1.), # range of the backward factor
-    training:bool=True, # `False`: the expectation
-    generator:torch.Generator|None=None, # on the device of `x`; default torch's own
+    training:bool=True, # if `False`, multiply by the expected factor
+    generator:torch.Generator|None=None, # generator on the device of `x`; default torch's global generator
 ):
-    "ShakeDrop: with probability `p`, scale a branch by random numbers, others in the backward pass (1802.02375)"
+    "ShakeDrop: with probability `p`, scale a branch by independent random factors in forward and backward (1802.02375)"
     check_range('p', p, 0, 1)
     alpha,beta = check_span('alpha', alpha, -10, 10),check_span('beta', beta, -10, 10)
     if not training: return x * (1-p + p*sum(alpha)/2)
@@ -64,11 +64,11 @@ def shake_drop(
 # %% ../../nbs/29_zoo.shake.ipynb #571b1e4a
 def shake_shake(
     a, # output of one residual branch, (b, ...)
-    b, # output of the other
-    training:bool=True, # `False`: the mean of the two
-    generator:torch.Generator|None=None, # on their device; default torch's own
+    b, # output of the other branch, same shape
+    training:bool=True, # if `False`, return the mean of both
+    generator:torch.Generator|None=None, # generator on the device of the inputs; default torch's global generator
 ):
-    "A random mix of two branches for each image, with another mix for the gradient (1705.07485)"
+    "Random convex combination of two branches per image, with independent weights for the gradient (1705.07485)"
     if not training: return (a+b)/2
     fwd,bwd = [_per_image(a).uniform_(generator=generator) for _ in range(2)]
     return _Rescale.apply(a, fwd, bwd) + _Rescale.apply(b, 1-fwd, 1-bwd)
@@ -76,7 +76,7 @@ def shake_shake(
 # %% ../../nbs/29_zoo.shake.ipynb #4f9473cb
 class StochasticDepthLayer(nn.Module):
     "`stochastic_depth` at the end of a residual branch (1603.09382)"
-    def __init__(self, p:float): # probability of dropping the branch of an image, 0 to 1
+    def __init__(self, p:float): # probability of dropping the branch, per image, 0 to 1
         super().__init__()
         self.p = check_range('p', p, 0, 1)
 
@@ -87,7 +87,7 @@ class StochasticDepthLayer(nn.Module):
 class ShakeDropLayer(nn.Module):
     "`shake_drop` at the end of a residual branch (1802.02375)"
     def __init__(self,
-        p:float, # probability of perturbing an image, 0 to 1
+        p:float, # probability of perturbing the branch, per image, 0 to 1
         alpha=(-1.,1.), # range of the forward factor
         beta=(0.,1.), # range of the backward factor
     ):
@@ -100,10 +100,10 @@ class ShakeDropLayer(nn.Module):
 
 # %% ../../nbs/29_zoo.shake.ipynb #52405c19
 class ShakeShakeLayer(nn.Module):
-    "Two branches of one input, mixed by `shake_shake` (1705.07485)"
+    "Two branches of the same input, combined by `shake_shake` (1705.07485)"
     def __init__(self,
         a:nn.Module, # one branch
-        b:nn.Module, # the other, with an output of the same shape
+        b:nn.Module, # the other branch, with the same output shape
     ):
         super().__init__()
         self.a,self.b = a,b
@@ -112,20 +112,20 @@ class ShakeShakeLayer(nn.Module):
 
 # %% ../../nbs/29_zoo.shake.ipynb #e25a59d1
 def linear_decay(
-    p:float, # of the last block, 0 to 1
+    p:float, # probability for the last block, 0 to 1
     n:int, # number of blocks
 )->list: # one probability per block
-    "Drop probabilities that rise linearly, so that survival falls linearly (1603.09382)"
+    "Drop probabilities that increase linearly with depth (1603.09382)"
     p,n = check_range('p', p, 0, 1),check_range('n', n, 0, 10_000, whole=True)
     return [p*(i+1)/n for i in range(n)]
 
 # %% ../../nbs/29_zoo.shake.ipynb #9c6b5113
 def regularize_branches(
-    model:nn.Module, # its `Residual` branches are changed
-    p:float, # probability of the last block, 0 to 1
-    layer=StochasticDepthLayer, # called with the probability of a block
+    model:nn.Module, # model with `Residual` blocks, modified in place
+    p:float, # probability for the last block, 0 to 1
+    layer=StochasticDepthLayer, # layer factory, called with the probability of a block
 )->nn.Module: # `model`
-    "Append `layer` to every residual branch, with the probabilities of `linear_decay`"
+    "Append `layer` to every residual branch, with probabilities given by `linear_decay`"
     blocks = [m for m in model.modules() if isinstance(m, Residual)]
     for m,o in zip(blocks, linear_decay(p, len(blocks))): m.branch.append(layer(o))
     return model
@@ -140,17 +140,17 @@ from .layers import *
 
 # %% ../../nbs/29_zoo.shake.ipynb #915797cc
 class BranchTrick(Trick):
-    "A trick on the output of every residual branch: a subclass defines `_disturb(y, p)`"
+    "Base class of tricks on the output of residual branches: subclasses implement `_disturb(y, p)`"
     group,in_forward = 'branches',True
     conflict = '{names} both disturb the residual branches: use one of them.'
 
     def check(self):
         ms = list(self.model.modules())
         if not any(isinstance(m, Residual) for m in ms):
-            raise UserError(f'{self!r} works on the branches of Residual blocks, and this {type(self.model).__name__} '
+            raise UserError(f'{self!r} requires Residual blocks, and this {type(self.model).__name__} '
                 'has none: use a residual network.')
         if self.model._compiled_call_impl is not None or hasattr(self.model, '_orig_mod'):
-            raise UserError(f'{self!r} works by hooks, which a compiled network ignores: leave compile out.')
+            raise UserError(f'{self!r} uses forward hooks, which a compiled network ignores: leave compile out.')
         own = first(m for m in ms if isinstance(m, (ShakeDropLayer, ShakeShakeLayer, StochasticDepthLayer)))
         if own is not None: raise UserError(f'This network has {own} in its branches already: use it without {self!r}.')
 
@@ -167,23 +167,23 @@ class BranchTrick(Trick):
 
 # %% ../../nbs/29_zoo.shake.ipynb #5345673c
 def _some_left(p, mean):
-    "`p`, if a branch has a `mean` factor that it can be divided by"
-    if mean<0.001: raise UserError(f'With p={p} nothing is left of the last branch on average: use a smaller p.')
+    "Return `p` unless the expected factor `mean` is too small to divide by"
+    if mean<0.001: raise UserError(f'With p={p} the expected factor of the last branch is too small: use a smaller p.')
     return p
 
 @tricks.register
 class StochasticDepth(BranchTrick):
-    "Stochastic depth: drop residual branches, with probabilities that rise linearly (1603.09382)"
+    "Stochastic depth: drop residual branches, with probability increasing linearly with depth (1603.09382)"
     off_kwargs = dict(p=0.)
     def __init__(self, p:float=0.5): self.p = _some_left(p := check_range('p', p, 0, 1), 1-p)
     def _disturb(self, y, p): return stochastic_depth(y, p, generator=self.gen(y))
 
 @tricks.register
 class ShakeDrop(BranchTrick):
-    "ShakeDrop: scale residual branches by random factors, others in the backward pass (1802.02375)"
+    "ShakeDrop: scale residual branches by independent random factors in forward and backward (1802.02375)"
     off_kwargs = dict(p=0.)
     def __init__(self,
-        p:float=0.5, # probability of perturbing an image in the last block, 0 to 1
+        p:float=0.5, # probability of perturbing the last branch, per image, 0 to 1
         alpha=(-1.,1.), # range of the forward factor
         beta=(0.,1.), # range of the backward factor
     ):

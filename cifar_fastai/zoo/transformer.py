@@ -1,4 +1,4 @@
-"""Images as sequences of tokens
+"""Vision transformers: ViT, Swin, CvT, CCT
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/zoo.transformer.html.md"""
 
@@ -20,11 +20,11 @@ from .registry import *
 
 # %% ../../nbs/37_zoo.transformer.ipynb #6bd64ec1
 class Positions(nn.Module):
-    "Adds a learned vector to each token (2010.11929)"
+    "Learned position embeddings, added to the tokens (2010.11929)"
     def __init__(self,
-        n:int, # tokens
-        dim:int, # width of a token
-        std:float=0.02, # of the vectors at first
+        n:int, # number of tokens
+        dim:int, # embedding dimension
+        std:float=0.02, # standard deviation of the initial embeddings
     ):
         super().__init__()
         self.pos = nn.Parameter(torch.randn(1, n, dim)*std)
@@ -33,7 +33,7 @@ class Positions(nn.Module):
 
 # %% ../../nbs/37_zoo.transformer.ipynb #74401390
 class AddClassToken(nn.Module):
-    "Puts a learned token of width `dim` in front"
+    "Prepend a learned class token of dimension `dim`"
     def __init__(self, dim):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -42,18 +42,18 @@ class AddClassToken(nn.Module):
 
 # %% ../../nbs/37_zoo.transformer.ipynb #1e84d760
 class ClassToken(nn.Module):
-    "The first token"
+    "Select the first token"
     def forward(self, x): return x[:,0]
 
 # %% ../../nbs/37_zoo.transformer.ipynb #62ca260b
 def vit(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    dim:int, # width of the tokens
+    dim:int, # embedding dimension
     depth:int, # number of blocks
-    heads:int, # heads of each attention
-    patch:int=4, # side of a patch
-    size:int=32, # of the image
+    heads:int, # number of attention heads
+    patch:int=4, # patch size
+    size:int=32, # image size
 )->nn.Sequential:
     "Vision transformer (2010.11929)"
     norm = partial(nn.LayerNorm, eps=1e-6)
@@ -64,37 +64,37 @@ def vit(
 
 # %% ../../nbs/37_zoo.transformer.ipynb #7415c778
 register_models('transformer', vit, '2010.11929',
-    vision_transformer=dict(dim=384, depth=7, heads=8, note='4x4 patches; width, depth '
+    vision_transformer=dict(dim=384, depth=7, heads=8, note='4x4 patches; dimension, depth '
         'and heads of the published weights'))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #91ee6c3d
 def windows(
     x, # (b, height, width, c)
-    w:int, # side of a window
+    w:int, # window size
 )->torch.Tensor: # (b, windows, w*w, c)
-    "Cut a map into windows"
+    "Partition a feature map into non-overlapping windows"
     return rearrange(x, 'b (y p) (x q) c -> b (y x) (p q) c', p=w, q=w)
 
 # %% ../../nbs/37_zoo.transformer.ipynb #f68117ac
 def window_mask(
-    size:int, # side of the map
-    w:int, # side of a window
-    shift:int, # of the windows, in pixels
+    size:int, # height and width of the feature map
+    w:int, # window size
+    shift:int, # shift of the windows, in tokens
 )->torch.Tensor: # (windows, w*w, w*w): 0 or -inf
-    "Which tokens of a shifted window may not see each other"
+    "Attention mask for shifted windows"
     wrapped = (torch.arange(size)>=size-shift).int()
     piece = windows((2*wrapped[:,None] + wrapped)[None,:,:,None], w)[0,:,:,0]
     return torch.where(piece[:,:,None]==piece[:,None], 0., float('-inf'))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #97bbe765
 class WindowAttention(RelativeAttention):
-    "Attention inside windows of a map `(b, height, width, c)` (2103.14030)"
+    "Attention within regular or shifted windows of a feature map `(b, height, width, c)` (2103.14030)"
     def __init__(self,
-        dim:int, # width of the tokens
-        size:int, # side of the map
-        window:int, # side of a window
-        shift:int, # of the windows, in pixels
-        heads:int, # number of heads
+        dim:int, # embedding dimension
+        size:int, # height and width of the feature map
+        window:int, # window size
+        shift:int, # shift of the windows, in tokens
+        heads:int, # number of attention heads
     ):
         super().__init__(dim, (window,window), heads)
         self.window,self.shift = window,shift
@@ -110,19 +110,19 @@ class WindowAttention(RelativeAttention):
 
 # %% ../../nbs/37_zoo.transformer.ipynb #1bd1698a
 def patch_merge(dim:int)->nn.Sequential:
-    "Halves the map and doubles the width `dim` (2103.14030)"
+    "Patch merging: halve the resolution and double the dimension `dim` (2103.14030)"
     return nn.Sequential(Rearrange('b (y p) (x q) c -> b y x (q p c)', p=2, q=2), nn.LayerNorm(4*dim),
         nn.Linear(4*dim, 2*dim, bias=False))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #b2197f83
 def swin_blocks(
-    dim:int, # width of the tokens
+    dim:int, # embedding dimension
     depth:int, # number of blocks
-    heads:int, # heads of each attention
-    size:int, # side of the map
-    window:int, # side of a window
+    heads:int, # number of attention heads
+    size:int, # height and width of the feature map
+    window:int, # window size
 )->list: # of blocks
-    "Blocks with plain and shifted windows in turn (2103.14030)"
+    "Transformer blocks with alternating regular and shifted windows (2103.14030)"
     w = min(size, window)
     attns = [WindowAttention(dim, size, w, w//2 if i%2 and w<size else 0, heads) for i in range(depth)]
     return [transformer_block(dim, attn, 4*dim) for attn in attns]
@@ -131,12 +131,12 @@ def swin_blocks(
 def swin(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    depths, # blocks in each stage
-    heads, # heads in each stage
-    dim:int=96, # width of the first stage
-    patch:int=2, # side of a patch
-    window:int=4, # side of a window, in tokens
-    size:int=32, # of the image
+    depths, # number of blocks in each stage
+    heads, # number of attention heads in each stage
+    dim:int=96, # embedding dimension of the first stage
+    patch:int=2, # patch size
+    window:int=4, # window size, in tokens
+    size:int=32, # image size
 )->nn.Sequential:
     "Swin transformer (2103.14030)"
     stages,size = [],size//patch
@@ -149,17 +149,17 @@ def swin(
         nn.Linear(dim, n_out)))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #c332a533
-_note = '2x2 patches and 4x4 windows for 32x32 images; no stochastic depth of its own'
+_note = '2x2 patches and 4x4 windows for 32x32 images; no built-in stochastic depth'
 register_models('transformer', swin, '2103.14030', swin_t=dict(depths=(2,2,6,2), heads=(3,6,12,24), note=_note),
     swin_s=dict(depths=(2,2,18,2), heads=(3,6,12,24), note=_note),
     swin_b=dict(depths=(2,2,18,2), heads=(4,8,16,32), dim=128, note=_note))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #b326f50a
 class ConvAttention(nn.Module):
-    "Attention on a map, with queries, keys and values from depthwise convolutions (2103.15808)"
+    "Attention on a feature map with convolutional projections for queries, keys and values (2103.15808)"
     def __init__(self,
-        dim:int, # channels
-        heads:int, # number of heads
+        dim:int, # number of channels
+        heads:int, # number of attention heads
     ):
         super().__init__()
         self.heads = heads
@@ -178,10 +178,10 @@ class ConvAttention(nn.Module):
 def cvt_stage(
     ni:int, # input channels
     nf:int, # output channels
-    stride:int, # of the first convolution
+    stride:int, # stride of the convolutional embedding
     depth:int, # number of blocks
 )->nn.Sequential:
-    "A convolution that makes the map smaller, then transformer blocks on maps, with heads of 64 (2103.15808)"
+    "Convolutional embedding, then transformer blocks on feature maps with 64 channels per head (2103.15808)"
     def norm(): return OnTokens(nn.LayerNorm(nf))
     def block():
         return nn.Sequential(Residual(nn.Sequential(norm(), ConvAttention(nf, nf//64))),
@@ -192,8 +192,8 @@ def cvt_stage(
 def cvt(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    depths, # blocks in each stage
-    widths, # channels of each stage
+    depths, # number of blocks in each stage
+    widths, # output channels of each stage
 )->nn.Sequential:
     "Convolutional vision transformer (2103.15808)"
     stages = [cvt_stage(ni, nf, s, d) for (ni,nf),s,d in zip(pairwise((in_chans, *widths)), (4,2,2), depths)]
@@ -201,12 +201,12 @@ def cvt(
 
 # %% ../../nbs/37_zoo.transformer.ipynb #070c69ce
 register_models('transformer', cvt, '2103.15808', cvt=dict(depths=(1,2,10), widths=(64,192,384),
-    note='CvT-13 with a first convolution of 3x3 (not 7x7) and the mean over the map (not a class token and a '
-    'norm): the published weights have it so'))
+    note='CvT-13 with a 3x3 first convolution (not 7x7) and global average pooling (not a class token and a '
+    'norm), as in the published weights'))
 
 # %% ../../nbs/37_zoo.transformer.ipynb #4d649522
 class SeqPool(nn.Module):
-    "Mean of the tokens, of width `dim`, weighted by a learned score (2104.05704)"
+    "Sequence pooling: mean of tokens of dimension `dim`, weighted by softmax of a learned score (2104.05704)"
     def __init__(self, dim):
         super().__init__()
         self.score = nn.Linear(dim, 1)
@@ -215,11 +215,11 @@ class SeqPool(nn.Module):
 
 # %% ../../nbs/37_zoo.transformer.ipynb #6bd0e8a8
 def cct_block(
-    dim:int, # width of the tokens
-    heads:int, # heads of the attention
-    nh:int, # hidden width of the MLP
+    dim:int, # embedding dimension
+    heads:int, # number of attention heads
+    nh:int, # hidden dimension of the MLP
 )->nn.Sequential:
-    "Transformer block with a norm in front of the MLP and its shortcut (2104.05704)"
+    "Transformer block with the second norm before both the MLP and its shortcut (2104.05704)"
     attn = Residual(nn.Sequential(nn.LayerNorm(dim), Attention(dim, heads, qkv_bias=False)))
     return nn.Sequential(attn, nn.LayerNorm(dim), Residual(MLP(dim, nh)))
 
@@ -227,11 +227,11 @@ def cct_block(
 def cct(
     n_out:int, # number of classes
     in_chans:int, # input channels
-    dim:int, # width of the tokens
+    dim:int, # embedding dimension
     depth:int, # number of blocks
-    heads:int, # heads of each attention
-    mlp_ratio:int, # hidden width of the MLPs in units of `dim`
-    size:int=32, # of the image
+    heads:int, # number of attention heads
+    mlp_ratio:int, # ratio of the hidden dimension of the MLPs to `dim`
+    size:int=32, # image size
 )->nn.Sequential:
     "Compact convolutional transformer with a 3x3 tokenizer (2104.05704)"
     conv = kaiming_init_(ConvBNAct(in_chans, dim, norm=None), 'fan_in')
@@ -243,4 +243,4 @@ def cct(
 
 # %% ../../nbs/37_zoo.transformer.ipynb #fec3edb9
 register_models('transformer', cct, '2104.05704',
-    cct_7_3x1=dict(dim=256, depth=7, heads=4, mlp_ratio=2, note='no dropout and no stochastic depth of its own'))
+    cct_7_3x1=dict(dim=256, depth=7, heads=4, mlp_ratio=2, note='no built-in dropout or stochastic depth'))
