@@ -279,7 +279,7 @@ def test_own_callback_and_network(tmp_path):
 
 @pytest.mark.parametrize('arm,says', [('mine:Nothing()', "no callback in mine 'Nothing'"), ('mine:NoCallback()', 'must be a fastai callback'),
     ('mine:Broken()', "cannot be created (KeyError: \"'x'\")"), ('nomodule:A()', 'cannot be imported'), ('mine:Double(1, 2, 3)', 'cannot be created'),
-    ('model=mine:number', 'must return a module'), ('model=mine:nope', "no network in mine 'nope'")])
+    ('model=mine:number', 'must return an nn.Module'), ('model=mine:nope', "no network in mine 'nope'")])
 def test_own_objects_refused(arm, says):
     Path('mine.py').write_text(own)
     sys.modules.pop('mine', None)
@@ -386,6 +386,8 @@ def test_unknown_teacher():
     ('SAM() lr=0.1', dict(tricks=['SAM()'], lr=0.1)), ('lr=0.1 SAM(rho=0.1) epochs=4', dict(tricks=['SAM(rho=0.1)'], lr=0.1, epochs=4)),
     ('lr = 0.1', dict(lr=0.1)), ("optimizer=muon(momentum=0.5, ns_steps=3) wd=0", dict(optimizer='muon(momentum=0.5, ns_steps=3)', wd=0)),
     ("OneOf(MixUp(), CutMix(beta=0.5)) bs=16", dict(tricks=['OneOf(MixUp(), CutMix(beta=0.5))'], bs=16)),
+    ("OneOf(Chain(MixUp(), CutMix(p=0.5)), RICAP()) lr=0.3",
+        dict(tricks=['OneOf(Chain(MixUp(), CutMix(p=0.5)), RICAP())'], lr=0.3)),
     ("RandomCrop(2, mode='reflect')", dict(tricks=["RandomCrop(pad=2, mode='reflect')"]))])
 def test_several_settings(text, changes):
     'An arm may change several settings and add tricks'

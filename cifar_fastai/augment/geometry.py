@@ -230,5 +230,5 @@ class ProgressiveResize(Trick):
         try: yield
         except (RuntimeError, AssertionError) as e:
             if self.passed or self.resized is None: raise
-            raise UserError(f'The network does not take images of {self.resized}: use one that pools '
+            raise UserError(f'The network does not accept images of {self.resized}: use one that pools '
                 f'over the map, or leave {self!r} out.') from e

@@ -51,10 +51,21 @@ def _value(text):
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError): return text
 
+def _words(text):
+    "Split at spaces outside of brackets and quotes"
+    words,depth,quote = [''],0,''
+    for c in text:
+        if c==quote: quote = ''
+        elif not quote and c in '"\'': quote = c
+        elif not quote: depth += (c in '([{')-(c in ')]}')
+        if c==' ' and not depth and not quote: words.append('')
+        else: words[-1] += c
+    return words
+
 def _split_arm(text):
     "The settings of an arm, and its calls"
     settings,calls = {},[]
-    for word in re.findall(r'''(?:\([^()]*(?:\([^()]*\)[^()]*)*\)|"[^"]*"|'[^']*'|\S)+''', text):
+    for word in _words(text):
         if not (m := re.match(r'([A-Za-z_-]+)=(?=.)', word)): calls.append(word)
         else:
             key = m[1].replace('-', '_')
@@ -64,6 +75,7 @@ def _split_arm(text):
             settings[key] = _value(word[m.end():])
     return settings,parse_calls(' '.join(calls), 'arm')
 
+# %% ../../nbs/77_studies.study.ipynb #4280f5b3
 def create_arm(
     text:str, # tricks as calls, or `setting=value`
     base:RunConfig, # the baseline
