@@ -360,8 +360,8 @@ def cifar_study(
     study.run_study(s, root, gpu, workers, bar)
     res = study.study_result(s)
     res.save()
-    print(f'{res}\n{folder}/: report.html, forest.png, study.csv, and the {s.done()} runs; '
-        f'add seeds with --seeds {2*seeds}')
+    print(f'{res}\n{folder}/: report.html, forest.png, study.csv, and the {s.done()} runs')
+    if s.done()<len(s.jobs()): sys.exit(1)
 
 # %% ../nbs/90_cli.ipynb #17bcbaa4
 @command

@@ -111,3 +111,13 @@ def test_tta_of_a_run(tmp_path):
     ll = torch.log_softmax(logits, 1).gather(1, y[:,None])[:,0].numpy()
     assert np.allclose(stored.log_likelihood, ll, atol=2e-3, rtol=2e-3)
     assert f"{stored.accuracy:.2%} with test-time augmentation 'shift'" in report(folder)
+
+def test_noise_differs_between_images(runs, monkeypatch):
+    'Images of different chunks get different noise'
+    seen = []
+    monkeypatch.setattr('cifar_fastai.studies.evaluate.corruptions', ['noise'])
+    monkeypatch.setattr('cifar_fastai.studies.evaluate.corrupt', lambda x, **kw: seen.append(len(x)) or corrupt(x, **kw))
+    evaluate(runs[0], robustness=True)
+    assert set(seen)=={299} # all at once
+    x = torch.full((2, 3, 8, 8), 128, dtype=torch.uint8)
+    assert not torch.equal(*corrupt(x, 'noise'))

@@ -376,7 +376,7 @@ def test_the_first_of_equal_epochs_is_the_best(monkeypatch, accs, best):
     monkeypatch.setattr(run, 'accuracy', accuracy)
     folder = small(epochs=3)
     with safe_open(folder/'best.safetensors', 'pt') as f: assert f.metadata()['epoch']==str(best)
-    assert f'at best (epoch {best+1})' in run.report(folder)
+    assert f'at best (epoch {best+1}, selected on the test images)' in run.report(folder)
     assert read_run(folder).best_epoch==best and f'(epoch {best+1})' in str(compare_runs(folder, folder))
     facts = json.loads((export_run(folder, 'out')/'config.json').read_text())
     assert facts['figures']['epoch']==best

@@ -432,6 +432,9 @@ def test_compare_bit_for_bit(tmp_path):
     assert read_run(b).seconds!=read_run(a).seconds
     c = compare_runs(a, b)
     assert c.first_difference is None and not c.settings and not c.environment
+    cpu = replace(c, b=replace(c.b, log=[l | dict(cpu_seconds=i) for i,l in enumerate(c.b.log)]),
+        a=replace(c.a, log=[l | dict(cpu_seconds=9.) for l in c.a.log]))
+    assert cpu.first_difference is None
     assert 'bitwise identical in the 2 common epochs' in str(c) and 'Identical settings.' in str(c)
     assert compare_runs(a, d).first_difference==(1,'train_loss')
 

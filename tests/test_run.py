@@ -62,7 +62,7 @@ def test_run(capsys):
     folder = Path('exps/a/666')
     assert sorted(o.name for o in folder.iterdir())==sorted([*files, 'tensorboard'])
     with open(folder/'log.csv') as f: rows = list(csv.DictReader(f))
-    assert list(rows[0])=='epoch lr train_loss valid_loss accuracy top5 train_accuracy images_per_second peak_memory_mib seconds cpu_seconds'.split()
+    assert list(rows[0])=='epoch lr train_loss valid_loss accuracy top5 train_accuracy images_per_second peak_memory_mib seconds cpu_seconds steps forward_passes backward_passes'.split()
     assert [r['epoch'] for r in rows]==['0', '1'] and all(float(r['accuracy'])<=float(r['top5'])<=1 for r in rows)
     cfg,env = read_config(folder/'config.yaml'),json.loads((folder/'environment.json').read_text())
     assert cfg['tricks']==['MixUp()'] and cfg['row'] is None and run_config(cfg).epochs==2

@@ -13,7 +13,7 @@ from cifar_fastai.runs.train import train
 from cifar_fastai.studies.evaluate import corruptions, evaluate
 from cifar_fastai.studies.report import read_run
 from cifar_fastai.studies.stats import bootstrap_difference, detectable, holm, mcnemar, outperforms, paired_p
-from cifar_fastai.studies.study import create_arm, create_arms, load_study, open_study, pack_study, run_study, study, study_result
+from cifar_fastai.studies.study import create_arm, create_arms, load_study, open_study, pack_study, read_study, run_study, study, study_result
 
 base = RunConfig(model='lenet', dataset='digits', fraction=0.1, bs=32, epochs=2, valid_every=2, threads=1, lr=0.05,
     schedule='onecycle')
@@ -34,7 +34,7 @@ def test_paired_p():
     for n in (2, 3, 20):
         x,y = rng.normal(size=(2, n))
         assert paired_p(x, y)==pytest.approx(stats.ttest_rel(x, y).pvalue)
-    assert math.isnan(paired_p([1.], [2.])) and paired_p([1., 2.], [0., 1.])==0 and paired_p([1., 2.], [1., 2.])==1
+    assert math.isnan(paired_p([1.], [2.])) and paired_p([1., 2.], [0., 1.])==0.5 and paired_p([1., 2.], [1., 2.])==1
 
 def test_holm():
     'By hand: the smallest p times the number of tests, the next times one less, never falling, at most 1'
@@ -232,7 +232,7 @@ def test_command(capsys):
     cifar_study(argv=['MixUp(0.2)', 'label_noise=0.5', *flags, '--seeds', '3', '--name', 'a'])
     out = capsys.readouterr().out
     assert 'digits, 149 training and 299 test images · lenet, 2 epochs · 3 paired seeds' in out and '█' not in out
-    assert all(o in out for o in ('baseline', 'MixUp(0.2)', 'label_noise=0.5', 'p, Holm', 'add seeds with --seeds 6'))
+    assert all(o in out for o in ('baseline', 'MixUp(0.2)', 'label_noise=0.5', 'p, Holm', 'and the 9 runs'))
     assert {o.name for o in Path('studies/a').iterdir()}=={'study.json', 'runs', 'report.md', 'report.html', 'forest.png',
         'study.csv', 'runs.csv'}
     page = Path('studies/a/report.html').read_text()
@@ -365,7 +365,7 @@ def test_logits():
 def test_teacher():
     'A teacher is trained once for each seed, its weights are used, and its time counts'
     res = small("KD('toynet_s1_k3')", "KD('toynet_s1_k3') MixUp()", "KD('lenet', T=2)", name='s')
-    s,teachers = res.study,Path('studies/s/runs/model-toynet_s1_k3')
+    s,teachers = res.study,next(Path('studies/s/runs').glob('model-toynet_s1_k3-*'))
     assert sorted(o.name for o in teachers.iterdir())==['0', '1'] and len(s.jobs())==8
     for seed in range(2):
         one,_,own = (s.run_folder(a, seed).read() for a in s.arms[1:])
@@ -384,7 +384,8 @@ def test_unknown_teacher():
 
 @pytest.mark.parametrize('text,changes', [
     ('SAM() lr=0.1', dict(tricks=['SAM()'], lr=0.1)), ('lr=0.1 SAM(rho=0.1) epochs=4', dict(tricks=['SAM(rho=0.1)'], lr=0.1, epochs=4)),
-    ('lr = 0.1', dict(lr=0.1)), ("optimizer=muon(momentum=0.5, ns_steps=3) wd=0", dict(optimizer='muon(momentum=0.5, ns_steps=3)', wd=0)),
+    ('lr = 0.1', dict(lr=0.1)), ("optimizer=muon(momentum=0.5, ns_steps=3) lr=0.02 wd=0",
+        dict(optimizer='muon(momentum=0.5, ns_steps=3)', lr=0.02, wd=0)),
     ("OneOf(MixUp(), CutMix(beta=0.5)) bs=16", dict(tricks=['OneOf(MixUp(), CutMix(beta=0.5))'], bs=16)),
     ("OneOf(Chain(MixUp(), CutMix(p=0.5)), RICAP()) lr=0.3",
         dict(tricks=['OneOf(Chain(MixUp(), CutMix(p=0.5)), RICAP())'], lr=0.3)),
@@ -418,3 +419,78 @@ def test_tuned_by_workers():
     arms = create_arms(['MixUp()'], replace(base, threads=1))
     one,two = (open_study(k, arms, [0], tune='lr=0.01,0.05', gpu='cpu', workers=w, bar=False) for k,w in (('a', None), ('b', 2)))
     assert one.tuning['chosen']==two.tuning['chosen'] and one.tuning['runs']==two.tuning['runs']==8
+
+# a study's life
+def test_folders_are_unique():
+    'Arms whose names differ in a sign only have folders of their own'
+    arms = create_arms(['lr=0.01', 'MixUp(0.2)', 'optimizer=sgd(momentum=0.5)', 'RandomErasing(area=(0.02, 0.4))'], base)
+    assert len({a.folder for a in arms})==5 and arms[0].folder=='baseline'
+    one,two = (create_arm(f'mymodule:MyTrick({v})', base).folder for v in (-0.9, 0.9))
+    assert one!=two and one.startswith('mymodule-MyTrick-0.9')
+
+def test_default_learning_rate_follows_the_optimizer():
+    assert create_arm('optimizer=adamw', RunConfig()).config.lr==1e-3
+    assert create_arm('optimizer=adamw lr=0.1', RunConfig()).config.lr==0.1
+    assert create_arm('optimizer=adamw', RunConfig(lr=0.05)).config.lr==0.05
+    assert create_arm('optimizer=sgd', RunConfig(optimizer='adamw')).config.lr==0.1
+
+def test_pairs_of_data_in_a_folder(tmp_path):
+    "Pairs are checked on the study's data, and one that is an arm already is left out"
+    from PIL import Image
+    for split in ('train', 'test'):
+        for c in '0123456789':
+            (d := tmp_path/'data/cifar10'/split/c).mkdir(parents=True)
+            for i in range(3): Image.fromarray(np.full((32, 32, 3), 9*i, np.uint8)).save(d/f'{i}.png')
+    found = create_arms(['MixUp()', 'SAM()'], replace(base, dataset='cifar10', fraction=1.), pairs=True, root=tmp_path/'data/cifar10')
+    assert [a.name for a in found]==['baseline', 'MixUp()', 'SAM()', 'MixUp() SAM()']
+    found = create_arms(['MixUp()', 'SAM()', 'SAM() MixUp()'], base, pairs=True)
+    assert [a.name for a in found][3:]==['SAM() MixUp()']
+
+def test_another_spelling_is_the_same_arm():
+    s = open_study('s', create_arms(['MixUp(0.2)'], base), range(2))
+    again = open_study('s', create_arms(['MixUp(alpha=0.2)', 'SAM()'], base), range(2))
+    assert [a.name for a in again.arms]==['baseline', 'MixUp(0.2)', 'SAM()'] and s.arms[1].folder==again.arms[1].folder
+
+def test_tuning_of_an_existing_study_is_refused():
+    open_study('s', create_arms(['MixUp()'], base), range(1))
+    with pytest.raises(UserError, match='was not tuned on this grid'):
+        open_study('s', create_arms(['MixUp()'], base), range(1), tune='lr=0.1,0.2')
+    assert not Path('s/tuning').exists()
+
+def test_tuning_of_a_setting_that_an_arm_has_is_refused():
+    with pytest.raises(UserError, match='has lr twice'):
+        open_study('s', create_arms(['lr=0.2'], base), range(1), tune='lr=0.05,0.1', gpu='cpu', bar=False)
+    assert not Path('s/study.json').exists()
+
+def test_invalid_seeds_leave_no_study(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['cifar-study', 'MixUp()', *flags, '--first-seed', '-5', '--name', 's'])
+    with pytest.raises(SystemExit): cifar_study()
+    assert 'seed is -5' in capsys.readouterr().err and not Path('studies/s/study.json').exists()
+
+def test_an_arm_that_fails_does_not_end_the_study(monkeypatch, capsys):
+    "Any error of a user's callback is reported, the other runs are made, and the command fails"
+    Path('mine.py').write_text('from fastai.callback.core import Callback\n'
+        'class Breaks(Callback):\n    def after_pred(self): raise RuntimeError("no luck")\n')
+    monkeypatch.syspath_prepend('.')
+    monkeypatch.setattr(sys, 'argv', ['cifar-study', 'mine:Breaks()', 'MixUp()', *flags, '--seeds', '2', '--name', 's'])
+    with pytest.raises(SystemExit) as e: cifar_study()
+    out = capsys.readouterr().out
+    assert e.value.code==1 and 'no luck' in out and 'incomplete (0 of 2)' in out
+    assert open_study('studies/s', create_arms(['MixUp()'], read_study('studies/s').base), range(2), write=False).done()==4
+
+def test_runs_on_other_data_are_refused():
+    s = done('s', ['MixUp()'], range(2))
+    path = s.run_folder(s.arms[1], 0).path/'environment.json'
+    d = json.loads(path.read_text())
+    d['data']['source'] = 'e'*64
+    path.write_text(json.dumps(d))
+    with pytest.raises(UserError, match="different versions of 'digits'"): study_result(s)
+
+def test_later_arms_and_seeds_are_shown():
+    done('s', ['MixUp()'], range(3))
+    s = open_study('s', create_arms(['SAM()'], base), range(4))
+    run_study(s, gpu='cpu', bar=False)
+    text = str(study_result(s))
+    first,later = text.split('Added later')
+    assert 'MixUp()' in first and 'SAM()' not in first and 'MixUp()' in later and 'SAM()' in later
+    for page in (study_result(s).markdown(), study_result(s).html()): assert page.count('SAM()')>=2

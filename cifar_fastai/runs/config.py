@@ -212,6 +212,7 @@ def _as_list(v):
     if v: _check_text('tricks', v, '')
     return sorted(str(resolve_call('trick', o)) for o in parse_calls(v))
 
+# %% ../../nbs/61_runs.config.ipynb #9a33a72c
 def _one_call(k, v):
     "Resolve a setting that is a single call, and strip empty parentheses"
     calls = parse_calls(v, k)

@@ -48,8 +48,7 @@ class RunLog(ManagedCallback):
         logits:bool=False, # store the logits of the test images?
     ):
         store_attr(but='files')
-        self.files,self.rows,self.counts = files or {},[],Counter()
-        self.best = None # epoch and weights, if better than those in the folder
+        self.files,self.rows,self.counts,self.best = files or {},[],Counter(),None # best: (epoch, weights) to write
 
     def state_dict(self): return dict(rows=self.rows, counts=dict(self.counts))
     def load_state_dict(self, sd): self.rows,self.counts = sd['rows'],Counter(sd.get('counts', {}))
@@ -64,9 +63,10 @@ class RunLog(ManagedCallback):
         self.rows = self.rows[:self.epoch] + [row]
         if best_row(self.rows) is row: self.best = self.epoch,_copy(self.model.state_dict())
         if self.tensorboard: _to_tensorboard(path/'tensorboard', row)
-        if self.epoch+1==self.n_epoch: self.folder.write_test(*self.learn.tta_preds(tta=self.tta), self.logits)
-        if not self.learn._grab_cbs(Checkpoint): self.before_checkpoint()
-        if self.epoch+1==self.n_epoch and self.curves: self.folder.write_curves(self.rows)
+        last = self.epoch+1==self.n_epoch
+        if last or not self.learn._grab_cbs(Checkpoint): self.before_checkpoint()
+        if last: self.folder.write_test(*self.learn.tta_preds(tta=self.tta), self.logits)
+        if last and self.curves: self.folder.write_curves(self.rows)
 
     def before_checkpoint(self):
         "Write pending weights and log rows, so that the log is never behind the checkpoint"

@@ -16,7 +16,7 @@ from ..runs.folder import *
 from .report import *
 
 # %% ../../nbs/79_studies.compare.ipynb #46b3db3e
-_measures = 'seconds', 'images_per_second', 'peak_memory_mib', 'cpu_percent', 'gpu_percent'
+_measures = 'seconds', 'cpu_seconds', 'images_per_second', 'peak_memory_mib', 'cpu_percent', 'gpu_percent'
 
 def _unlike(a, b): return {k:(a.get(k), b.get(k)) for k in [*a, *(b.keys()-a.keys())] if a.get(k)!=b.get(k)}
 def _flat_environment(run):

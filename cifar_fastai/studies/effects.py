@@ -41,7 +41,7 @@ class ArmResult:
     p:float # of the paired t-test
     adjusted:float # by Holm's method
     verdict:str # helps, hurts, cannot be told; or why there is none
-    detectable:float # effect found with 80% probability at this number of pairs
+    detectable:float # effect found with 80% probability at this number of pairs and arms
     better:Interval # probability of a better result than the baseline
     images:Interval # difference in accuracy with a bootstrap interval over seeds and images
     mcnemar:int # number of seeds whose McNemar test is significant at the 5% level
@@ -74,7 +74,7 @@ def _cost(runs, seeds):
     return np.array([seconds, max([runs[s]['run'].peak_memory for s in seeds], default=math.nan)])
 
 # %% ../../nbs/72_studies.effects.ipynb #1b1bb265
-def _compare(runs, base, seeds, sign):
+def _compare(runs, base, seeds, sign, n_arms):
     "What is computed for an arm before the adjustment; `sign` is -1 if lower is better"
     both = [s for s in seeds if s in runs and s in base]
     xs,ys = (np.array([o[s]['value'] for s in both]) for o in (runs, base))
@@ -83,8 +83,8 @@ def _compare(runs, base, seeds, sign):
     time,memory = map(float, _cost(runs, both)/_cost(base, both))
     return dict(n=len(both), missing=len(seeds)-len(both), mean=mean_interval(list(xs)), sd=sd(xs),
         difference=mean_interval(list(d)), sd_difference=sd(d), p=paired_p(xs, ys),
-        detectable=detectable(sd(d), len(d)), better=outperforms(sign*xs, sign*ys), images=images, mcnemar=significant,
-        time=time, memory=memory)
+        detectable=detectable(sd(d), len(d), alpha=0.05/n_arms), better=outperforms(sign*xs, sign*ys), images=images,
+        mcnemar=significant, time=time, memory=memory)
 
 def compare_arms(
     runs:dict, # arm -> seed -> result
@@ -94,8 +94,11 @@ def compare_arms(
     better:int=1, # 1 if a higher value is better, -1 if a lower one is
 )->list: # of `ArmResult`
     "Compare arms with a baseline"
-    def shared(a): return sorted(runs[a].keys() & runs[baseline].keys())
-    found = [_compare(runs[a], runs[baseline], shared(a) if seeds is None else seeds, better) for a in arms]
+    base = runs[baseline]
+    def compared(a):
+        shared = sorted(runs[a].keys() & base.keys()) if seeds is None else seeds
+        return _compare(runs[a], base, shared, better, len(arms))
+    found = [compared(a) for a in arms]
     adjusted = holm([o['p'] for o in found])
     return [ArmResult(name=a, adjusted=p, verdict=_verdict(o['n'], o['missing'], p, better*o['difference'].value), **o)
         for a,o,p in zip(arms, found, adjusted)]

@@ -80,9 +80,9 @@ def corrupt(
 def _probs(learn, tta, change=noop):
     "Probabilities and classes of the test images"
     dl,model = learn.dls.loaders[-1],learn.model.eval()
-    x,y = dl.dataset.x,dl.dataset.y
+    x,y = change(dl.dataset.x),dl.dataset.y
     with torch.no_grad():
-        logits = [tta_logits(model, dl.after_batch((change(o),))[0], tta).float() for o in x.split(512)]
+        logits = [tta_logits(model, dl.after_batch((o,))[0], tta).float() for o in x.split(512)]
     return torch.cat(logits).softmax(1).cpu(),y.cpu()
 
 def measures(

@@ -81,4 +81,6 @@ def run_workers(
 # %% ../../nbs/73_studies.launch.ipynb #08054b15
 def format_duration(s:float)->str: # seconds
     "A duration in seconds, minutes or hours"
-    return f'{s/3600:.1f} h' if s>=3600 else f'{s//60:.0f} min {s%60:.0f} s' if s>=60 else f'{s:.0f} s'
+    if s>=3600: return f'{s/3600:.1f} h'
+    minutes,seconds = divmod(round(s), 60)
+    return f'{minutes} min {seconds} s' if minutes else f'{seconds} s'

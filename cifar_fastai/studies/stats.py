@@ -44,7 +44,7 @@ def paired_p(
     "Two-sided p-value of the paired t-test"
     d = np.subtract(xs, ys)
     if len(d)<2: return math.nan
-    if np.ptp(d)<=1e-9: return 1. if abs(d.mean())<=1e-9 else 0. # no spread
+    if np.ptp(d)<=1e-9: return 1. if abs(d.mean())<=1e-9 else 2*0.5**len(d) # no spread: the sign test
     return float(stats.ttest_1samp(d, 0).pvalue)
 
 def holm(ps:list)->list: # adjusted p-values, in the same order; NaNs are kept
@@ -61,11 +61,14 @@ def detectable(
     sd:float, # standard deviation of the paired differences
     n:int, # number of pairs
     power:float=0.8, # probability of detecting the effect
+    alpha:float=0.05, # significance level
 )->float: # in the unit of `sd`; NaN for fewer than three pairs
-    "Minimum effect that a paired t-test at the 5% level detects with probability `power`"
+    "Minimum effect that a paired t-test detects with probability `power`"
     if n<3 or math.isnan(sd): return math.nan
-    crit = stats.t.ppf(0.975, n-1)
-    def missing(d): return power - stats.nct.sf(crit, n-1, d*math.sqrt(n)) - stats.nct.cdf(-crit, n-1, d*math.sqrt(n))
+    crit = stats.t.ppf(1-alpha/2, n-1)
+    def missing(d):
+        upper,lower = stats.nct.sf(crit, n-1, d*math.sqrt(n)),stats.nct.cdf(-crit, n-1, d*math.sqrt(n))
+        return power - upper - np.nan_to_num(lower) # scipy's is NaN where it is nearly 0
     top = 1.
     while missing(top)>0: top *= 2
     return sd*float(optimize.brentq(missing, 0, top))
@@ -75,7 +78,7 @@ def outperforms(
     xs:list, # values
     ys:list, # values for the same seeds, in the same order
 )->Interval:
-    "Probability that `x` exceeds `y` in a pair, with Wilson's interval"
+    "Probability that `x` exceeds `y` in a pair without a tie, with Wilson's interval"
     d = np.subtract(xs, ys)
     wins,n = int((d>1e-9).sum()),int((abs(d)>1e-9).sum())
     if not n: return Interval(math.nan, math.nan, math.nan, 0)

@@ -43,8 +43,10 @@ class Arm:
 
     @property
     def folder(self):
-        "Name of the folder of its runs"
-        return file_name(name_part(self.name)).strip('.')
+        "Name of the folder of its runs: readable, and unique by a digest of the configuration"
+        if self.name=='baseline': return self.name
+        digest = hashlib.blake2b(repr(replace(self.config, seed=0)).encode(), digest_size=3).hexdigest()
+        return f"{file_name(name_part(self.name), 100).strip('.-')}-{digest}"
 
 # %% ../../nbs/77_studies.study.ipynb #78ed879c
 def _value(text):
@@ -90,6 +92,8 @@ def create_arm(
     cfg = base.override(**own)
     for k,v in settings.items():
         if k not in own: cfg = cfg.override(**translate({k:v}, cfg))
+    default_lr = base.lr==replace(base, lr=None).lr
+    if cfg.optimizer!=base.optimizer and 'lr' not in settings and default_lr: cfg = replace(cfg, lr=None)
     return Arm(text, replace(cfg, tricks=[*cfg.tricks, *map(str, calls)]))
 
 # %% ../../nbs/77_studies.study.ipynb #26578901
@@ -111,12 +115,12 @@ def with_teacher(
     return replace(cfg, tricks=[*map(str, calls)])
 
 # %% ../../nbs/77_studies.study.ipynb #cb9cad0a
-def _pairs(arms, base):
+def _pairs(arms, base, **kwargs):
     "Arms of two arms each; incompatible ones are left out"
     res = []
     for a,b in combinations([o for o in arms if not _split_arm(o.name)[0]], 2):
         arm = create_arm(f'{a.name} {b.name}', base)
-        if _fault(arm) is None: res.append(arm)
+        if arm.config not in [o.config for o in arms] and _fault(arm, **kwargs) is None: res.append(arm)
     return res
 
 def _two_passes(arms):
@@ -147,13 +151,13 @@ def create_arms(
     for o in texts:
         try: arms.append(create_arm(o, base))
         except UserError as e: faults.append(f'{o}: {e}')
-    if pairs: arms += _pairs(arms[1:], base)
+    if pairs: arms += _pairs(arms[1:], base, **kwargs)
     if equal_time and not faults and _two_passes(arms): arms.append(create_arm(f'epochs={2*base.epochs}', base))
     for a in arms:
-        same = seen.get(repr(a.config)) or seen.get(a.folder)
+        same = seen.get(repr(a.config))
         if same: faults.append(f'{a.name}: it is the same as {same}')
         elif why := _fault(a, **kwargs) or _teacher_fault(a, base): faults.append(f'{a.name}: {why}')
-        seen |= {repr(a.config):a.name, a.folder:a.name}
+        seen[repr(a.config)] = a.name
     if faults: raise UserError('; '.join(o.rstrip('.') for o in faults)+'.')
     if len(arms)<2: raise UserError('A study needs an arm, such as "MixUp(0.2)" or "lr=0.2".')
     return arms
@@ -263,14 +267,17 @@ def open_study(
     "Create a study, or extend the one in `folder`"
     folder,names,seeds = Path(folder),[a.name for a in arms[1:]],list(seeds)
     if outcome not in outcomes: raise unknown('outcome', outcome, outcomes)
+    for s in seeds: check_setting('seed', s, 0)
     new = Study(folder, arms[0].config, arms, seeds, dict(arms=names, seeds=seeds), None, outcome, logits)
     if (folder/'study.json').exists():
         old = read_study(folder)
         mine,theirs = (o.protocol | dict(outcome=o.outcome, logits=o.logits) for o in (new, old))
         diff = [f'{k} is {short(v)}, not {short(mine[k])}' for k,v in theirs.items() if v!=mine[k]]
         if diff: raise UserError(f"{folder} contains another study ({', '.join(diff)}): give this one another name.")
-        known = {a.name for a in old.arms}
-        added = [a for a in arms if a.name not in known]
+        if tune and parse_grid(tune)!=(old.tuning or {}).get('grid'):
+            raise UserError(f'{folder} was not tuned on this grid: give this study another name.')
+        known = [old.base, *(create_arm(a.name, old.base).config for a in old.arms[1:])]
+        added = [a for a in arms if a.config not in known]
         new = replace(old, arms=[*old.arms, *added], seeds=sorted({*old.seeds, *seeds}))
         if added and old.tuning: raise UserError(f'{folder} was tuned: arms cannot be added to it.')
     elif tune and write: new = _tuned(new, tune, **kwargs)
@@ -312,8 +319,9 @@ def train_jobs(
             if not study.is_done(arm, seed):
                 try: _train_run(study, arm, seed, root, gpu)
                 except RunLocked: continue
-                except RunInterrupted: raise
+                except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
                 except UserError as e: failed[arm.name, seed] = str(e)
+                except Exception as e: failed[arm.name, seed] = f'{type(e).__name__}: {e}'
                 gc.collect() # the tensors of a Learner are in reference cycles
             if each: each(arm, seed)
     finally: gc.unfreeze()
@@ -338,7 +346,8 @@ from cifar_fastai.core import UserError
 folder,root,*gpu = sys.argv[1:]
 try: failed = train_jobs(read_study(folder), root or None, gpu[0].split('=')[1] if gpu else None)
 except UserError as e: sys.exit(getattr(e, 'code', 2))
-for k,v in failed.items(): print(f'{k[0]} seed {k[1]} failed: {v}', file=sys.stderr)'''
+for k,v in failed.items(): print(f'{k[0]} seed {k[1]} failed: {v}', file=sys.stderr)
+sys.exit(bool(failed))'''
 
 def run_study(
     study:Study, # to run
@@ -460,13 +469,23 @@ class StudyResult:
         return (f"{Path(c.dataset).name}, {images} · {c.model}, {c.epochs} epochs · "
             f"{len(self.study.declared['seeds'])} paired seeds · {format_duration(cost)} of training")
 
+# %% ../../nbs/77_studies.study.ipynb #a9495e8e
 def study_result(study:Study)->StudyResult:
     "Read and compare all runs of a study"
     return _result(study, study_runs(study))
 
+def _check_data(study, runs):
+    every = [r['run'] for o in runs.values() for r in o.values()]
+    found = {(r.config['dataset'], r.environment['data']['source']) for r in every}
+    for dataset in {d for d,_ in found}:
+        if sum(d==dataset for d,_ in found)>1:
+            raise UserError(f'{study.folder} has runs on different versions of {short(dataset)}: give the study '
+                'another name, and run it on one.')
+
 def _result(study, runs):
     declared = study.declared
     if not any(runs.values()): raise UserError(f'{study.folder} has no finished run.')
+    _check_data(study, runs)
     compare = partial(compare_arms, runs, better=outcomes[study.outcome].better)
     names = [a.name for a in study.arms[1:]]
     added = [o for o in names if o not in declared['arms']]
@@ -488,14 +507,26 @@ def table(self:StudyResult,
     xs = [r['value'] for s,r in self.runs['baseline'].items() if s in self.study.declared['seeds']]
     sd = np.std(xs, ddof=1) if len(xs)>1 else math.nan
     base = 'baseline',mean_text(np.mean(xs) if xs else math.nan, sd, self.digits),'','','','1.00',''
-    columns = 'arm',self.outcome.label,'difference','p, Holm','verdict','time',''
-    return tabulate([base, *(_row(r, self.digits) for r in self.arms)], columns, fmt, disable_numparse=True)
+    return tabulate([base, *(_row(r, self.digits) for r in self.arms)], self._columns(), fmt, disable_numparse=True)
+
+# %% ../../nbs/77_studies.study.ipynb #97a28d04
+@patch
+def _columns(self:StudyResult): return 'arm',self.outcome.label,'difference (unadjusted)','p, Holm','verdict','time',''
+
+@patch
+def later_table(self:StudyResult,
+    fmt:str='plain', # of `tabulate`
+)->str: # empty if nothing was added
+    "Arms that were added, and the declared arms over all seeds if seeds were added, without a verdict"
+    names = [o.name for o in self.added]
+    rows = [*(replace(o, verdict='') for o in self.more_seeds if o.name not in names), *self.added]
+    return tabulate([_row(r, self.digits) for r in rows], self._columns(), fmt, disable_numparse=True) if rows else ''
 
 # %% ../../nbs/77_studies.study.ipynb #12018b27
 def _sentence(r, n_arms, unit, digits):
     "The verdict of an arm as a sentence"
     if r.verdict not in ('helps', 'hurts', 'cannot be told'): return f'{r.name}: {r.verdict}.'
-    res = f'{r.name} {r.verdict}: {difference_text(r.difference, digits)} {unit} over {r.n} paired seeds'
+    res = f'{r.name}: {r.verdict}, {difference_text(r.difference, digits)} {unit} over {r.n} paired seeds'
     res += ' (95% interval, unadjusted)'
     res += f', p = {p_text(r.adjusted)}'.replace('= <', '< ') + (f' adjusted for {n_arms} arms' if n_arms>1 else '')
     if r.verdict!='cannot be told': return res+'.'
@@ -577,15 +608,20 @@ def run_frame(self:StudyResult):
     return pd.DataFrame(map(row, self.every))
 
 # %% ../../nbs/77_studies.study.ipynb #e49f655f
+_later = 'Added later: arms are adjusted among themselves; the declared arms over all seeds have no new verdict.'
+
 @patch
-def __repr__(self:StudyResult): return f'{self.title}\n{self.table()}'
+def __repr__(self:StudyResult):
+    later = f'\n{_later}\n{self.later_table()}' if self.later_table() else ''
+    return f'{self.title}\n{self.table()}{later}'
 
 @patch
 def markdown(self:StudyResult,
     picture=None, # name of the file of the plot; None: no plot
 )->str:
     "The report as Markdown"
-    parts = [f'**{self.title}**', self.table('pipe'), *self.notes()]
+    later = [_later, self.later_table('pipe')] if self.later_table() else []
+    parts = [f'**{self.title}**', self.table('pipe'), *later, *self.notes()]
     if picture: parts.insert(2, f'![Differences in {self.outcome.label}]({picture})')
     return '\n\n'.join(parts)+'\n'
 
@@ -598,7 +634,8 @@ def html(self:StudyResult)->str:
     "The report as a self-contained HTML page"
     height,table = 0.9+0.4*len([*self.arms, *self.added]),xml.Div(xml.NotStr(self.table('html')), cls='scroll')
     forest = xml.Figure(inline_svg(self._forest, height, f'Differences in {self.outcome.label} from the baseline'))
-    body = [xml.H1('Study: '+', '.join(o.name for o in self.arms)), xml.P(self.title), table, forest]
+    later = [xml.P(_later), xml.Div(xml.NotStr(self.later_table('html')), cls='scroll')] if self.later_table() else []
+    body = [xml.H1('Study: '+', '.join(o.name for o in self.arms)), xml.P(self.title), table, *later, forest]
     return html_page(self.title, [*body, *map(xml.P, self.notes())])
 
 @patch
@@ -660,10 +697,11 @@ def study_plan(
         if c.model not in times: times[c.model] = image_seconds(c.model, run_device(gpu))
     each = np.mean([times[a.config.model]*images*a.config.fraction*a.config.epochs for a in study.arms])
     arms = ', '.join(a.name for a in study.arms)
+    found = partial(detectable, n=n, alpha=0.05/(len(study.arms)-1))
     return (f'{left} of {len(study.jobs())} runs are missing: {arms}; seeds {_span(study.seeds)}.\n'
         f'Time of training in one process, to an order of magnitude: {format_duration(left*each)}.\n'
-        f'With 80% probability, {n} pairs find an effect of {detectable(1, n):.2f} standard deviations of the paired '
-        f'differences: {detectable(2, n):.1f} points if the standard deviation is 2 points.')
+        f'With 80% probability, {n} pairs find an effect of {found(1):.2f} standard deviations of the paired '
+        f'differences: {found(2):.1f} points if the standard deviation is 2 points.')
 
 # %% ../../nbs/77_studies.study.ipynb #62393dfe
 def study_config(
