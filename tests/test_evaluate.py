@@ -87,10 +87,11 @@ def test_command(runs, capsys, tmp_path):
     assert 'ensemble of 2' in out and 'ece' in out and 'Test-time augmentation: flip' in out
     assert sorted(o.name for o in (tmp_path/'o').iterdir())==['confusion.csv', 'evaluation.json', 'evaluation.png']
 
-@pytest.mark.parametrize('argv,says', [([], 'no run to evaluate'), (['nowhere'], 'neither a run'), (['nowhere', '--tta', 'x'], ''),
-    (['nowhere', '--weights', 'x'], '')])
-def test_refused(argv, says, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize('argv,says', [([], 'no run to evaluate'), (['nowhere'], 'neither a run'), (['RUN', '--tta', 'x'], "no tta 'x'"),
+    (['RUN', '--weights', 'x'], "'x'")])
+def test_refused(argv, says, runs, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    argv = [runs[0] if o=='RUN' else o for o in argv]
     with pytest.raises(SystemExit) as e: cifar_evaluate(argv=argv)
     err = capsys.readouterr().err
     assert e.value.code==2 and says in err and err.count('\n')==1

@@ -5,6 +5,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from cifar_fastai.callback.monitor import GradientClip
 from cifar_fastai.core import UserError
+from cifar_fastai.trick import step_order
 from cifar_fastai.learner import cifar_learner
 from cifar_fastai.runs.checkpoint import Checkpoint
 from common import silent
@@ -33,15 +34,25 @@ def test_resumes_bitwise(name, tmp_path):
 def test_it_is_bf16():
     'The network computes in bf16, and the loss in float32'
     seen = set()
-    look = Callback(after_pred=lambda self: seen.add(self.pred.dtype),
-        after_loss=lambda self: seen.add(self.loss.dtype))
+    look = Callback(after_pred=lambda self: seen.add(('pred', self.pred.dtype)),
+        after_loss=lambda self: seen.add(('loss', self.loss.dtype)))
     look.order = -100
     fit(our_learner(precision='bf16'), 1, cbs=look)
-    assert seen=={torch.bfloat16, torch.float32}
+    assert seen=={('pred', torch.bfloat16), ('loss', torch.float32)}
 
-def test_gradient_clip_sees_float32():
-    learn = fit(our_learner([GradientClip(0.1)], precision='bf16'), 1)
-    assert all(p.dtype==torch.float32 for p in learn.model.parameters())
+@pytest.mark.parametrize('clip', [True, False])
+def test_gradient_clip_sees_float32(clip):
+    'The float32 gradients of a bf16 step are clipped before the step'
+    seen = []
+    def record(self):
+        grads = [p.grad for p in self.model.parameters()]
+        seen.append((torch.cat([g.flatten() for g in grads]).norm().item(), {g.dtype for g in grads}))
+    look = Callback(before_step=record)
+    look.order = step_order.clip+1
+    fit(our_learner([GradientClip(0.1)]*clip, precision='bf16'), 1, cbs=look)
+    norms,dtypes = zip(*seen)
+    assert all(o=={torch.float32} for o in dtypes)
+    assert all(n==pytest.approx(0.1, rel=1e-4) for n in norms) if clip else min(norms)>0.11
 
 def test_unknown():
     with pytest.raises(UserError, match="no precision 'fp8'"): cifar_learner('lenet', our_learner().dls, precision='fp8')

@@ -13,7 +13,7 @@ from cifar_fastai.runs.train import train
 from cifar_fastai.studies.evaluate import corruptions, evaluate
 from cifar_fastai.studies.report import read_run
 from cifar_fastai.studies.stats import bootstrap_difference, detectable, holm, mcnemar, outperforms, paired_p
-from cifar_fastai.studies.study import create_arm, create_arms, load_study, open_study, pack_study, read_study, run_study, study, study_result
+from cifar_fastai.studies.study import create_arm, create_arms, load_study, open_study, pack_study, read_study, run_study, study, study_plan, study_result
 
 base = RunConfig(model='lenet', dataset='digits', fraction=0.1, bs=32, epochs=2, valid_every=2, threads=1, lr=0.05,
     schedule='onecycle')
@@ -494,3 +494,31 @@ def test_later_arms_and_seeds_are_shown():
     first,later = text.split('Added later')
     assert 'MixUp()' in first and 'SAM()' not in first and 'MixUp()' in later and 'SAM()' in later
     for page in (study_result(s).markdown(), study_result(s).html()): assert page.count('SAM()')>=2
+
+def test_equal_time_sentence():
+    'An arm with two passes is compared, paired, with the baseline of twice the epochs'
+    res = small('SAM()', 'MixUp()', equal_time=True, seeds=3)
+    x,y = (np.array([res.runs[k][s]['accuracy'] for s in range(3)]) for k in ('SAM()', 'epochs=4'))
+    d = x-y
+    lo,hi = stats.ttest_1samp(d, 0).confidence_interval(0.95) if np.ptp(d) else (0, 0)
+    said = next(o for o in res.notes() if 'twice the epochs' in o)
+    assert said.startswith('SAM() against the baseline of twice the epochs, without a verdict: ')
+    assert f'{d.mean():+.1f}' in said and (not np.ptp(d) or f'[{lo:+.1f}, {hi:+.1f}]' in said)
+    assert not any('MixUp() against' in o for o in res.notes())
+
+def test_interaction_in_any_order():
+    'The effect of a pair minus the sum of the single effects, whatever the order of its tricks'
+    res = small('MixUp()', 'SAM()', 'SAM() MixUp()', seeds=3)
+    both,a,b,none = (np.array([res.runs[k][s]['accuracy'] for s in range(3)])
+        for k in ('SAM() MixUp()', 'MixUp()', 'SAM()', 'baseline'))
+    said = next(o for o in res.notes() if 'single effects' in o)
+    assert f'is {(both-a-b+none).mean():+.1f}' in said and said.startswith('SAM() MixUp(): ')
+
+def test_plan_counts_passes(monkeypatch):
+    'The time of an arm with two passes counts twice, and only missing runs count'
+    monkeypatch.setattr('cifar_fastai.studies.experiments.image_seconds', lambda name, device: 1/149)
+    monkeypatch.setattr('cifar_fastai.studies.experiments.count_images', lambda dataset, root: 1490)
+    def plan(arm): return study_plan(open_study('s', create_arms([arm], base), range(2), write=False), 'cpu')
+    assert 'magnitude: 8 s' in plan('MixUp()') and 'magnitude: 12 s' in plan('SAM()') # 2 epochs of a tenth, 4 runs
+    s = done('s', ['SAM()'], range(2))
+    assert '0 of 4 runs are missing' in study_plan(s, 'cpu') and 'magnitude: 0 s' in study_plan(s, 'cpu')

@@ -13,7 +13,7 @@ __all__ = ['Arm', 'create_arm', 'teacher_name', 'with_teacher', 'create_arms', '
 import ast, gc, hashlib, json, math, re
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, product
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore import xml
@@ -547,7 +547,7 @@ def notes(self:StudyResult)->list: # of sentences
     res += _image_note(self.arms) + _tuning_note(self.study.tuning)
     label,runs = self.outcome.label.capitalize(),[o['run'] for o in self.every]
     about = f'{label} on the test images after the last epoch. {run_caption(runs)} Protocol {self.study.digest}.'
-    return [*res, *_interactions(self), about]
+    return [*res, *_interactions(self), *_equal_time(self), about]
 
 # %% ../../nbs/77_studies.study.ipynb #1b1cb7de
 def _image_note(arms):
@@ -562,19 +562,47 @@ def _tuning_note(t):
     return [f"Tuned on held-out training images, {len(t['grid'])} settings x {t['seeds']} seeds for every arm "
         f"({t['runs']} runs, {format_duration(t['seconds'])}): {words}."]
 
-def _span(seeds): return f'{min(seeds)} to {max(seeds)}' if len(seeds)>1 else str(seeds[0])
+def _span(seeds):
+    lo,hi = min(seeds),max(seeds)
+    return f'{lo} to {hi}' if len(seeds)>1 and hi-lo==len(seeds)-1 else ', '.join(map(str, seeds))
 
 # %% ../../nbs/77_studies.study.ipynb #136ca7e6
 def _interactions(res):
     "Sentences on arms that combine two others"
-    names,out = {o.name for o in res.arms},[]
+    configs,out = {a.name:a.config for a in res.study.arms},[]
     for a,b in combinations([o.name for o in res.arms], 2):
-        if (both := f'{a} {b}') not in names: continue
-        seeds = [s for s in res.study.declared['seeds'] if all(s in res.runs[o] for o in (a, b, both, 'baseline'))]
-        acc = {o:np.array([res.runs[o][s]['value'] for s in seeds]) for o in (a, b, both, 'baseline')}
-        extra = mean_interval(list(acc[both]-acc[a]-acc[b]+acc['baseline']))
-        words = f'{difference_text(extra, res.digits)} {res.outcome.unit}'
+        if any(_split_arm(o)[0] for o in (a, b)): continue
+        added = replace(configs[a], tricks=[*configs[a].tricks, *map(str, parse_calls(b))])
+        both = next((k for k,c in configs.items() if c==added and k in res.runs), None)
+        if both is None: continue
+        acc = res.values(both, a, b, 'baseline')
+        words = f'{difference_text(mean_interval(list(acc[0]-acc[1]-acc[2]+acc[3])), res.digits)} {res.outcome.unit}'
         out.append(f'{both}: its effect minus the sum of the single effects is {words}.')
+    return out
+
+# %% ../../nbs/77_studies.study.ipynb #4cd5ddcd
+@patch
+def values(self:StudyResult,
+    *names # of arms
+)->list: # one array per arm
+    "The outcomes of arms for the declared seeds that they share"
+    seeds = [s for s in self.study.declared['seeds'] if all(s in self.runs[o] for o in names)]
+    return [np.array([self.runs[o][s]['value'] for s in seeds]) for o in names]
+
+def _passes(runs):
+    "Forward passes per step"
+    last = next(iter(runs.values()))['run'].log[-1]
+    return last.get('forward_passes', 1)/max(last.get('steps', 1), 1)
+
+def _equal_time(res):
+    "Sentences on arms with two passes per step"
+    longer,out = f'epochs={2*res.study.base.epochs}',[]
+    if not res.runs.get(longer): return out
+    for o in res.arms:
+        if not res.runs[o.name] or _passes(res.runs[o.name])<1.5: continue
+        x,y = res.values(o.name, longer)
+        words = f'{difference_text(mean_interval(list(x-y)), res.digits)} {res.outcome.unit}'
+        out.append(f'{o.name} against the baseline of twice the epochs, without a verdict: {words}.')
     return out
 
 # %% ../../nbs/77_studies.study.ipynb #2a2d3212
@@ -690,16 +718,14 @@ def study_plan(
     "The runs of a study, the time that they take, and the effect that they can show"
     from cifar_fastai.runs.train import run_device
     from cifar_fastai.studies.experiments import count_images, image_seconds
-    n,left = len(study.seeds),len(study.jobs())-study.done()
-    images,times = count_images(study.base.dataset, root),{}
-    for a in study.arms:
-        c = a.config
-        if c.model not in times: times[c.model] = image_seconds(c.model, run_device(gpu))
-    each = np.mean([times[a.config.model]*images*a.config.fraction*a.config.epochs for a in study.arms])
+    n,missing = len(study.seeds),[a for a,s in study.jobs() if not study.is_done(a, s)]
+    images,seconds = count_images(study.base.dataset, root),cache(partial(image_seconds, device=run_device(gpu)))
+    def cost(a): return seconds(a.config.model)*images*a.config.fraction*a.config.epochs*(2 if _two_passes([a]) else 1)
+    left,total = len(missing),sum(map(cost, missing))
     arms = ', '.join(a.name for a in study.arms)
     found = partial(detectable, n=n, alpha=0.05/(len(study.arms)-1))
     return (f'{left} of {len(study.jobs())} runs are missing: {arms}; seeds {_span(study.seeds)}.\n'
-        f'Time of training in one process, to an order of magnitude: {format_duration(left*each)}.\n'
+        f'Time of training in one process, to an order of magnitude: {format_duration(total)}.\n'
         f'With 80% probability, {n} pairs find an effect of {found(1):.2f} standard deviations of the paired '
         f'differences: {found(2):.1f} points if the standard deviation is 2 points.')
 
