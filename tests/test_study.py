@@ -469,10 +469,10 @@ def test_invalid_seeds_leave_no_study(capsys, monkeypatch):
 
 def test_an_arm_that_fails_does_not_end_the_study(monkeypatch, capsys):
     "Any error of a user's callback is reported, the other runs are made, and the command fails"
-    Path('mine.py').write_text('from fastai.callback.core import Callback\n'
+    Path('failing_trick.py').write_text('from fastai.callback.core import Callback\n'
         'class Breaks(Callback):\n    def after_pred(self): raise RuntimeError("no luck")\n')
     monkeypatch.syspath_prepend('.')
-    monkeypatch.setattr(sys, 'argv', ['cifar-study', 'mine:Breaks()', 'MixUp()', *flags, '--seeds', '2', '--name', 's'])
+    monkeypatch.setattr(sys, 'argv', ['cifar-study', 'failing_trick:Breaks()', 'MixUp()', *flags, '--seeds', '2', '--name', 's'])
     with pytest.raises(SystemExit) as e: cifar_study()
     out = capsys.readouterr().out
     assert e.value.code==1 and 'no luck' in out and 'incomplete (0 of 2)' in out
