@@ -473,3 +473,10 @@ def test_a_setting_younger_than_the_run(tmp_path):
     f = write_run(tmp_path, base)
     (f/'config.yaml').write_text(re.sub('drop_last: .*\n', '', (f/'config.yaml').read_text()))
     assert read_run(f).config['drop_last'] is False and report_runs(tmp_path).sections[0].title=='Table 3.9'
+
+def test_runs_of_the_fast_recipe(tmp_path):
+    "They are read like any other run, and are no rows of a published table"
+    f = write_run(tmp_path, base)
+    edit(f/'config.yaml', row='speedrun/airbench94')
+    assert read_run(f).row=='speedrun/airbench94'
+    with pytest.raises(UserError, match='no finished run'): report_runs(tmp_path)

@@ -33,7 +33,7 @@ from .experiments import *
 @cache
 def _rows():
     "Id -> experiment, with the variants of those that are sweeps"
-    return {v.id:v for e in experiments() for v in [e, *variants(e)]}
+    return {v.id:v for e in [*experiments(), *experiments('speedrun/*')] for v in [e, *variants(e)]}
 
 # %% ../../nbs/74_studies.report.ipynb #ebbd56b4
 def read_run(folder)->Run:
