@@ -56,7 +56,9 @@ def entry(f, drop=(), make=(), **new):
     first,*others = [ranges(o, ps) for o in make] or [{}]
     defaults = [o for o in ps.values() if isinstance(o, float) and o%1] # a bound may be another parameter
     found = {k:v for k,v in first.items() if all(o.get(k)==v for o in others) and not {v['lo'], v['hi']} & {*defaults}}
-    return dict(doc=doc(f), params=ps) | (dict(ranges=found) if found else {})
+    signature = inspect.signature(f).parameters.values()
+    named = [p.name for p in signature if p.kind==p.KEYWORD_ONLY and p.name in ps]
+    return dict(doc=doc(f), params=ps) | {k:v for k,v in dict(named=named, ranges=found).items() if v}
 
 def optimizer(name, cls, defaults):
     "The row of an optimizer, with the parameters that `create_opt_func` adds to its own"

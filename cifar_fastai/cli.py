@@ -457,8 +457,13 @@ def cifar_tricks(
     "List the training tricks with their defaults"
     table = {k:v for k,v in registry_table()['trick'].items() if fnmatch(k, pattern)}
     if not table: raise unknown('trick', pattern, registry_table()['trick'])
-    def call(name, params): return f"{name}({', '.join('*' if k=='*' else f'{k}={v!r}' for k,v in params.items())})"
-    print(_table([dict(trick=call(k, v['params']), summary=v['doc']) for k,v in table.items()]))
+    def call(name, params, named=(), **_):
+        window = {'start', 'end'} & {*named}
+        shown = {k:v for k,v in params.items() if k not in window}
+        return f"{name}({', '.join('*' if k=='*' else f'{k}={v!r}' for k,v in shown.items())})"
+    print(_table([dict(trick=call(k, **v), summary=v['doc']) for k,v in table.items()]))
+    print('Each takes start and end too, the fractions of the fit between which it acts; EMA has no end, and SWA and '
+        'Whiten have neither.')
 
 # %% ../nbs/90_cli.ipynb #29888076
 @command

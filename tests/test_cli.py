@@ -73,9 +73,9 @@ def test_zoo(capsys):
 def test_tricks(capsys):
     '`cifar-tricks` lists tricks with their defaults, without torch'
     cifar_tricks(argv=[])
-    assert 'SAM(rho=0.05, same_rng=True, sync=False)' in capsys.readouterr().out
+    assert 'SAM(rho=0.05, same_rng=True, sync=False, every=1, only=None)' in capsys.readouterr().out
     cifar_tricks(argv=['*Mix*'])
-    assert len(capsys.readouterr().out.splitlines())==3
+    assert len(capsys.readouterr().out.splitlines())==4
     assert "did you mean 'MixUp'" in refused(capsys, cifar_tricks, ['MixPu'])
     code,out,_ = ended("import sys\nfrom cifar_fastai.cli import "
         "cifar_tricks\ncifar_tricks(argv=[])\nassert 'torch' not in sys.modules")

@@ -37,13 +37,15 @@ def teacher():
         return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(48, 10)).double()
 
 # what a trick needs in these tests beside its defaults
-arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.),
+arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), LookSAM=dict(k=2, rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.),
     EMA=dict(decay=0.9),
     SWA=dict(start=0.), Lookahead=dict(k=2), GradientClip=dict(max_norm=0.5))
 # settings with which a trick takes another way: name and a word; they are held to what each trick is held to alone
 others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode='reflect'),
     'AutoAugment svhn':dict(policy='svhn'),
-    'RandomErasing uniform':dict(log_aspect=False)}
+    'RandomErasing uniform':dict(log_aspect=False), 'SAM every':dict(every=2), 'SAM norm':dict(only='norm'),
+    'MixUp window':dict(start=0.17, end=0.67), 'EMA window':dict(start=0.5), 'ShakeDrop window':dict(end=0.4),
+    'KD window':dict(start=0.3), 'LabelSmoothing window':dict(start=0.5), 'SAM window':dict(start=0.34, end=0.8)}
 names = sorted(tricks)
 alone = names+list(others)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
@@ -138,10 +140,11 @@ def test_own_random_numbers(name):
 # Tricks of which a Learner takes one, by the reason that it gives
 exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment svhn', 'RandAugment', 'TrivialAugment'],
     'both crop the images':['RandomCrop', 'RandomCrop reflect', 'RandomResizedCrop'],
-    'together have no single meaning':['CutMix', 'MixUp', 'RICAP'],
-    'each decide where the one gradient of a step is taken':['ASAM', 'SAM'],
-    'each say which weights the model has after training':['EMA', 'SWA'],
-    'both disturb the residual branches':['ShakeDrop', 'StochasticDepth']}
+    'together have no single meaning':['CutMix', 'MixUp', 'MixUp window', 'RICAP'],
+    'each decide where the one gradient of a step is taken':['ASAM', 'LookSAM', 'SAM',
+        'SAM every', 'SAM norm', 'SAM window'],
+    'each say which weights the model has after training':['EMA', 'EMA window', 'SWA'],
+    'both disturb the residual branches':['ShakeDrop', 'ShakeDrop window', 'StochasticDepth']}
 
 def same_kind(a, b): return a.split()[0]==b.split()[0]
 

@@ -14,7 +14,7 @@ from fastai.torch_core import set_seed
 from cifar_fastai.callback.average import EMA
 from cifar_fastai.learner import async_metrics
 from cifar_fastai.callback.mixers import MixUp
-from cifar_fastai.callback.sam import ASAM, SAM
+from cifar_fastai.callback.sam import ASAM, SAM, LookSAM
 from common import fit
 
 sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
@@ -62,6 +62,60 @@ def test_accumulation():
     for two in (bs[:2], bs[2:]):
         gs = [sam_grads(hand, x, y, 0.2, scale=len(y)/12) for x,y in two]
         step(hand, [a+b for a,b in zip(*gs)], velocity)
+    assert_close(model, hand)
+
+def test_every_counts_steps():
+    'The micro-batches of an accumulated step are all of one kind'
+    set_seed(0)
+    model = net().double()
+    hand,velocity,bs = copy.deepcopy(model),{},batches(6)
+    fit(learner(bs, model, [SAM(0.2, every=2), GradientAccumulation(12)]))
+    for i,two in enumerate((bs[:2], bs[2:4], bs[4:])):
+        gs = [sam_grads(hand, x, y, 0. if i==1 else 0.2, scale=len(y)/12) for x,y in two]
+        step(hand, [a+b for a,b in zip(*gs)], velocity)
+    for (k,x),y in zip(model.named_parameters(), hand.parameters()):
+        assert torch.allclose(x, y, rtol=1e-10, atol=1e-10), k
+
+def test_looksam_of_another_library():
+    'On a network of one tensor, where norms over the tensor are norms over all, LookSAM is that of pytorch-optimizer'
+    from pytorch_optimizer import LookSAM as Other
+    set_seed(0)
+    model = nn.Linear(4, 3, bias=False).double()
+    other,bs = copy.deepcopy(model),batches(7)
+    fit(learner(bs, model, [LookSAM(3, rho=0.2, alpha=0.6)]))
+    opt = Other(other.parameters(), torch.optim.SGD, rho=0.2, k=3, alpha=0.6, lr=0.1, momentum=0.9)
+    for x,y in bs:
+        def loss():
+            opt.zero_grad()
+            nn.functional.cross_entropy(other(x), y).backward()
+        loss()
+        if opt.get_step()%3: opt.second_step(zero_grad=True) # its `step` would take the gradient twice
+        else: opt.step(loss)
+    assert_close(model, other, tol=1e-6) # it adds 1e-8 to the norm
+
+def test_looksam_accumulates():
+    'What is reused after an accumulated step is the sum over its small batches; each later one adds its share'
+    set_seed(0)
+    model = net().double()
+    hand,velocity,bs = copy.deepcopy(model),{},batches(4)
+    fit(learner(bs, model, [LookSAM(2, rho=0.2, alpha=0.6), GradientAccumulation(12)]))
+    def flat(gs): return torch.cat([g.flatten() for g in gs])
+    def plain(x, y): return torch.autograd.grad(nn.functional.cross_entropy(hand(x), y)*len(y)/12, [*hand.parameters()])
+    kept = total = 0
+    for x,y in bs[:2]:
+        buffers = [b.clone() for b in hand.buffers()]
+        a = flat(plain(x, y))
+        [b.copy_(o) for b,o in zip(hand.buffers(), buffers)]
+        b = flat(sam_grads(hand, x, y, 0.2, scale=len(y)/12))
+        kept,total = kept + b-(a@b)/(a@a)*a,total+b
+    sizes = [p.numel() for p in hand.parameters()]
+    def parts(v): return [o.view_as(p) for o,p in zip(v.split(sizes), hand.parameters())]
+    step(hand, parts(total), velocity)
+    total = 0
+    for x,y in bs[2:]:
+        a = flat(plain(x, y))
+        total = total + a + 0.6*a.norm()/kept.norm()*kept
+    step(hand, parts(total), velocity)
     assert_close(model, hand)
 
 def test_clip_sees_the_second_gradient():

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch.nn.functional as F
 from fastai.basics import *
 from ..core import *
+from ..loop import *
 from ..trick import *
 from ..data.loaders import *
 
@@ -198,18 +199,17 @@ class _Before(ItemTransform):
 class PixelTrick(Trick):
     "Base class of augmentations of uint8 training images: a subclass defines `augment(x)`"
     disables = None # what of a loader's own `CropFlip` this takes the place of: 'pad' or 'flip'
-    off,_piped,_n = False,False,0 # batches that were augmented in this epoch
+    off,_piped = False,False
 
     def augmented(self, x):
         "What `augment` makes of `x`, of its type and in its memory layout"
         nhwc = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         return retain_type(self.augment(x.as_subclass(Tensor)).contiguous(memory_format=nhwc), x)
 
-    def before_train(self): self._n = 0
     def next_batch(self):
         "The loader augments a batch before the Learner gets it"
-        self.stream.rekey(self.epoch, self._n)
-        self._n += 1
+        run = training_run(self.learn)
+        self.stream.rekey(self.epoch, run.batch if run else 0)
 
     @contextmanager
     def train_context(self):

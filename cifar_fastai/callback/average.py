@@ -30,6 +30,7 @@ class Averager(Trick):
     "Base class of weight averages: the model has the averaged weights outside of training"
     order,group,keep_open = step_order.average,'average',True
     conflict = '{names} each say which weights the model has after training: use one of them.'
+    window_params = ('start',) # without an end: the network would train on from the average
     n,shadow,params = 0,None,None # updates so far; the tensors that are not in the model, those that are
 
     @contextmanager
@@ -98,7 +99,7 @@ def update_bn(learn:Learner):
 @tricks.register
 class SWA(Averager):
     "Stochastic weight averaging: mean of the weights after the last epochs (1803.05407)"
-    off_kwargs = dict(start=1.)
+    off_kwargs,window_params = dict(start=1.),()
     def __init__(self,
         start:float=0.75, # fraction of the fit after which averaging starts, 0 to 1; 1: never
     ): self.start = check_range('start', start, 0, 1)
@@ -122,7 +123,7 @@ class SWA(Averager):
 @replaces('fastai.optimizer.Lookahead', first=True)
 class Lookahead(Trick):
     "Lookahead: every `k` steps, interpolate towards the slow weights (1907.08610)"
-    order,group,off_kwargs = step_order.lookahead,'lookahead',dict(alpha=1.)
+    order,group,off_kwargs,window_params = step_order.lookahead,'lookahead',dict(alpha=1.),('end',)
     conflict = '{names} each pull the same weights back: use one of them.'
     n,slow = 0,None
     def __init__(self,

@@ -11,6 +11,7 @@ __all__ = ['mixup', 'Mixer', 'check_beta', 'MixUp', 'cut_box', 'cutmix', 'CutMix
 from fastai.basics import *
 from fastai.callback.mixup import MixHandler
 from ..core import *
+from ..loop import *
 from ..trick import *
 from ..losses import *
 
@@ -176,11 +177,9 @@ class _Several(Mixer):
     def turn(self, i, x, probs):
         "Let mixer `i` act"
         m = self.mixers[i]
-        if m.off: return x,probs
+        if m.off or not in_window(self.learn, m): return x,probs
         m.stream.follow(self.stream, self.names[i])
         return m.mix(x, probs)
-
-    def __repr__(self): return f"{type(self).__name__}({', '.join(map(repr, self.mixers))})"
 
 # %% ../../nbs/50_callback.mixers.ipynb #bac5b919
 class OneOf(_Several):
@@ -208,8 +207,6 @@ class OneOf(_Several):
         n = len(self.mixers)
         i = self.stream.py.choices(range(n+1), [*self.ps, max(1-sum(self.ps), 0)])[0]
         return self.turn(i, x, probs) if i<n else (x,probs)
-
-    def __repr__(self): return super().__repr__() if self.p==1 else f'{super().__repr__()[:-1]}, p={self.p!r})'
 
 # %% ../../nbs/50_callback.mixers.ipynb #e2ae0756
 class Chain(_Several):

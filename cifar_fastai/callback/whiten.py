@@ -53,7 +53,7 @@ def _first_images(learn, n):
 @tricks.register
 class Whiten(Trick):
     "Whitening first convolution, computed from the training images and not trained (2404.00498)"
-    order,off_kwargs,conv = step_order.whiten,dict(n=0),None
+    order,off_kwargs,window_params,conv = step_order.whiten,dict(n=0),(),None
     def __init__(self,
         n:int=5000, # number of training images; 0: off
         eps:float=5e-4, # added to the eigenvalues

@@ -111,10 +111,11 @@ def resolve_call(
     if call.name not in table: raise unknown(kind, call.name, table)
     params = table[call.name]['params']
     names = [k for k in params if k!='*']
-    given = dict(zip(names, call.args)) if '*' not in params else {}
+    positional = [k for k in names if k not in table[call.name].get('named', ())]
+    given = dict(zip(positional, call.args)) if '*' not in params else {}
     if unnamed := call.args[len(given):]:
         if '*' not in params:
-            raise UserError(f'{call.name} takes at most {len(names)} arguments, but {len(call.args)} were given.')
+            raise UserError(f'{call.name} takes at most {len(positional)} arguments, but {len(call.args)} were given.')
     for k,v in call.kwargs.items():
         if k not in names: raise unknown(f'parameter of {call.name}', k, names)
         if k in given: raise UserError(f'{call.name} has {k} twice: keep one of them.')
