@@ -16,7 +16,7 @@ from cifar_fastai.runs.train import train
 from cifar_fastai.studies.evaluate import evaluate
 from cifar_fastai.studies.report import read_run, run_caption
 from test_data import Handler, at_home # chkstyle: ignore
-from test_data import b10, b100, binary_layout, names10, names100, png, python_layout, write
+from test_data import b100, binary_layout, names10, names100, png, python_layout, write
 
 rng = np.random.default_rng(1)
 coarse_names = [f'super_{i:02}' for i in range(20)]

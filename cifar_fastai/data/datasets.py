@@ -116,7 +116,10 @@ datasets['digits'] = DataSet('digits', n_out=10, pad=2, flip=False, make=digit_i
 # %% ../../nbs/11_data.datasets.ipynb #afd500be
 def _is_copy(ds, path): return ds.copies and re.fullmatch(ds.copies+r'(\.tgz|\.tar\.gz|\.tar|\.zip)?', path.name)
 def _is_other(ds, path): return any(_is_copy(o, path) for o in datasets.values() if o.copies!=ds.copies)
+
+# %% ../../nbs/11_data.datasets.ipynb #4a7e6abb
 def _file_names(ds): return [o.url.split('/')[-1] for o in ds.files]
+
 def _is_layout(ds, path):
     if ds.layout: return all(existing_path(path/o) for o in _file_names(ds))
     return any((path/o).exists() for o in ('train','test_batch','train.bin','test_batch.bin'))
@@ -229,6 +232,12 @@ def _npy_files(path):
 
 def _content(read, name, path): return read(),f'{name} in {show_path(path)}'
 
+def _by_severity(data, what, n):
+    x = torch.from_numpy(read_npy(data, what, 'u', (32,32,3)))
+    if len(x)!=5*n: raise UserError(f'{what} has {len(x)} images: it must have 5 severities of {n}.')
+    return x.view(5,n,32,32,3)
+
+# %% ../../nbs/11_data.datasets.ipynb #fb163552
 def corrupted_images(
     path, # folder or archive with <corruption>.npy and labels.npy
     c:int, # number of classes
@@ -248,8 +257,3 @@ def corrupted_images(
         raise UserError(f'labels.npy in {show_path(path)} must have the same labels for each of 5 severities.')
     for name,read in _npy_files(path):
         if name!='labels': yield name,_by_severity(*read(), n),y[:n]
-
-def _by_severity(data, what, n):
-    x = torch.from_numpy(read_npy(data, what, 'u', (32,32,3)))
-    if len(x)!=5*n: raise UserError(f'{what} has {len(x)} images: it must have 5 severities of {n}.')
-    return x.view(5,n,32,32,3)

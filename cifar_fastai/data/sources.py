@@ -492,14 +492,15 @@ def _is_image(name):
     hidden = re.search(r'(^|/)\.[^/.]', name)
     return _image_file.search(name) and Path(name).suffix.lower() in image_extensions and not hidden
 
+_cifar10_1 = {f'cifar10.1_{v}':(_named(rf'cifar10\.1_{v}_(data|labels)\.npy'), partial(_read_cifar10_1, v))
+    for v in ('v6','v4')}
 _layouts = dict( # pattern of its files, and their reader
     python10=(_named(r'data_batch_[1-5]|test_batch|batches\.meta'), _read_python),
     python100=(_named(r'train|test|meta'), _read_python),
     binary10=(_named(r'(data_batch_[1-5]|test_batch)\.bin|batches\.meta\.txt'), _read_binary),
     binary100=(_named(r'(train|test)\.bin|(fine|coarse)_label_names\.txt'), _read_binary),
     images=(_is_image, _read_image_files),
-    svhn=(_named(r'(train|test)_32x32\.mat'), _read_mat)) | {
-    f'cifar10.1_{v}':(_named(rf'cifar10\.1_{v}_(data|labels)\.npy'), partial(_read_cifar10_1, v)) for v in ('v6','v4')}
+    svhn=(_named(r'(train|test)_32x32\.mat'), _read_mat), **_cifar10_1)
 
 # %% ../../nbs/10_data.sources.ipynb #52f90645
 def _layout_files(path, layout):
