@@ -182,7 +182,7 @@ def test_cache(tmp_path, monkeypatch):
     root = write(image_layout(('a','b')), tmp_path/'x')
     reads = []
     read = read_images
-    monkeypatch.setattr('cifar_fastai.data.sources.read_images', lambda p: reads.append(p) or read(p))
+    monkeypatch.setattr('cifar_fastai.data.sources.read_images', lambda p, *a: reads.append(p) or read(p, *a))
     def load(): return cached_images(root)
     a,b = load(),load()
     assert len(reads)==1 and all(torch.equal(a[i], b[i]) for i in range(4)) and a.vocab==b.vocab
@@ -310,7 +310,7 @@ def server(tmp_path, monkeypatch):
     write(some(python_layout(), 'cifar-10-batches-py'), tmp_path/'src.tar.gz')
     s = Server((tmp_path/'src.tar.gz').read_bytes())
     monkeypatch.setitem(datasets, 'cifar10',
-        replace(datasets['cifar10'], url=s.url, sha256=sha256(s.content).hexdigest()))
+        replace(datasets['cifar10'], files=(RemoteFile(s.url, sha256(s.content).hexdigest()),)))
     yield s
     s.shutdown()
     s.server_close()
@@ -352,7 +352,7 @@ def test_wrong_checksum(server, tmp_path):
 
 def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setitem(datasets, 'cifar10',
-        replace(datasets['cifar10'], url='http://127.0.0.1:9/cifar-10-python.tar.gz'))
+        replace(datasets['cifar10'], files=(RemoteFile('http://127.0.0.1:9/cifar-10-python.tar.gz', '0'*64),)))
     with pytest.raises(UserError, match=r"cifar10 is not in .*fastai/data, .*fastai/archive and http.* put "
         r"cifar-10-python.tar.gz.*'digits' needs no download") as e:
         cifar_dls()
@@ -361,7 +361,8 @@ def test_no_network(tmp_path, monkeypatch):
 def test_published_checksums():
     "torchvision publishes MD5, and the same addresses"
     for name,cls in (('cifar10',torchvision.datasets.CIFAR10), ('cifar100',torchvision.datasets.CIFAR100)):
-        assert datasets[name].url==cls.url and len(datasets[name].sha256)==64
+        (url,checksum), = datasets[name].files
+        assert url==cls.url and len(checksum)==64
 
 # Crop, flip, normalise
 

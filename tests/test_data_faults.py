@@ -261,7 +261,7 @@ def test_special_sources(tmp_path, monkeypatch, kind):
     "As the data set itself, as root and in root, and as an image to predict"
     path = mkdir(tmp_path/'r')/'cifar10.tgz'
     make_special(kind, path)
-    monkeypatch.setitem(datasets, 'cifar10', DataSet('cifar10', 'cifar10', 'http://127.0.0.1:9/x.tgz', n_out=10))
+    monkeypatch.setitem(datasets, 'cifar10', DataSet('cifar10', 'cifar10', (RemoteFile('http://127.0.0.1:9/x.tgz', '0'*64),), n_out=10))
     with time_limit():
         for f in (lambda: cifar_dls(path), lambda: cifar_dls('cifar10', root=path),
             lambda: cifar_dls('cifar10', root=tmp_path/'r'),

@@ -333,9 +333,20 @@ def _dataset(dataset):
     if dataset in datasets: return datasets[dataset],None
     if path := existing_path(dataset): return DataSet(path.name),path
     path = Path(dataset)
-    if isinstance(dataset, str) and len(path.parts)<2 and not path.suffix: return datasets[dataset]
+    if dataset in corrupted_sets:
+        raise UserError(f'{dataset} is an evaluation set: train on another data set, and use evaluate(..., '
+            f"corrupted='{dataset}') or cifar-evaluate --corrupted {dataset}.")
+    is_name = not path.suffix or path.suffix[1:2].isdigit() # cifar10.1
+    if isinstance(dataset, str) and len(path.parts)<2 and is_name: return datasets[dataset]
     raise UserError(f"There is no folder or archive '{show_path(dataset)}'.")
 
+def _images(ds, path, root):
+    search_paths(root) # refuses an invalid root whatever the data set
+    im = cached_images(path) if path else dataset_images(ds, root)
+    if im.train_x is None: raise UserError(f'{show_path(path)} has no training images: it is a test set.')
+    return im
+
+# %% ../../nbs/12_data.loaders.ipynb #736771ce
 def _part(ds, part, rule, seed):
     "Indices of a subset of `ds`: its first images, or the same fraction of each class"
     n,c = len(ds),len(ds.y.unique())
@@ -348,7 +359,9 @@ def _splits(im, valid, fraction, holdout, rule, seed):
     "The splits, the indices of the training images in the source, and the rule of the split"
     train,test = (ImageTensors(x.permute(0,3,1,2), y, im.vocab, i) for i,(x,y) in enumerate((im[:2], im[2:4])))
     res,idxs,both = [train,test],torch.arange(len(train)),rule=='first'
-    if valid=='holdout':
+    if valid=='holdout' and im.valid_x is not None:
+        res = [train,ImageTensors(im.valid_x.permute(0,3,1,2), im.valid_y, im.vocab, 1),test]
+    elif valid=='holdout':
         idxs,out = stratified(train.y, 1-holdout, seed)
         n = len(train)
         if not len(out):
@@ -403,7 +416,7 @@ def cifar_dls(
     root=None, # existing folder or archive of a named data set; None: see `search_paths`
     bs=128, # batch size, 1 to 1,000,000
     fraction=1., # fraction of the training images to use, in (0, 1]; at least one image per class
-    valid='test', # validate on the 'test' images, or on a 'holdout' of the training images
+    valid='test', # validate on 'test' images, or a 'holdout': the data set's validation images, or training images
     holdout=0.1, # fraction of the training images to hold out, in (0, 1)
     pad=None, # zero padding of random crops in pixels, 0 to 32; None: the default of the data set
     flip=None, # flip each image with probability 0.5? None: the default of the data set
@@ -426,8 +439,7 @@ def cifar_dls(
     (ds,path),device = _dataset(dataset),_device(device)
     pad,flip = check_range('pad', ifnone(pad, ds.pad), 0, _max_pad, whole=True),ifnone(flip, ds.flip)
     for k,v in dict(flip=flip, drop_last=drop_last).items(): check_bool(k, v)
-    search_paths(root)
-    im = cached_images(path) if path else dataset_images(ds, root)
+    im = _images(ds, path, root)
     splits,idxs,done = _splits(im, valid, fraction, holdout, rule, seed)
     if drop_last and bs>len(splits[0]):
         raise UserError(f'bs is {bs}: with drop_last, it must be at most {len(splits[0])}, the training images.')
@@ -435,6 +447,7 @@ def cifar_dls(
     stats,weights = ds.stats or channel_stats(splits[0].x),_train_weights(weights, idxs, len(im.train_y), splits[0])
     dls = [_dl(o, i, val_bs if i else bs, pad, flip, stats, seed, weights, drop_last) for i,o in enumerate(splits)]
     res,noise = CifarDataLoaders(*dls, device=device),dict(label_noise=label_noise) if label_noise else {}
-    split = dict(rule=done, fraction=fraction, valid=valid, holdout=holdout if valid=='holdout' else None)
+    drawn = valid=='holdout' and im.valid_x is None
+    split = dict(rule=done, fraction=fraction, valid=valid, holdout=holdout if drawn else None)
     res.source_digest,res.split = im.digest,split | noise
     return res

@@ -161,7 +161,7 @@ _choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), pr
 class RunConfig:
     "All settings that determine the result of a run"
     model:str='wideresnet' # name of a backbone
-    dataset:str='cifar10' # cifar10, cifar100, digits, or a folder or archive of images
+    dataset:str='cifar10' # cifar10, cifar100, cinic10, svhn, digits, another data set, or a folder or archive of images
     epochs:int=200 # number of epochs
     bs:int=128 # training images per batch
     lr:float=None # maximum learning rate (default: 0.1 for sgd, nesterov and lars, 0.001 for the others)
@@ -176,7 +176,7 @@ class RunConfig:
     subset:str='seed' # how to draw a fraction: by the run's "seed", "fixed" for all seeds, or the "first" of each split
     drop_last:bool=False # drop the last training batch if it is incomplete?
     label_noise:float=0. # fraction of the training labels to replace with other classes
-    valid:str='test' # select and validate on the "test" images, or on a "holdout" of the training images
+    valid:str='test' # select and validate on the "test" images, or on a "holdout" (validation or training images)
     valid_every:int=1 # number of epochs between validations; the last epoch is always validated
     precision:str='fp32' # fp32, or mixed precision: bf16 or fp16
     compile:bool=False # compile the network? Only worthwhile for long runs

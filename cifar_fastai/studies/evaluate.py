@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 from ..core import *
 from ..serialize import *
+from ..data.sources import *
+from ..data.datasets import *
 from ..augment.pixels import *
 from ..learner import *
 from ..runs.export import *
@@ -77,10 +79,11 @@ def corrupt(
     return (f*255).round().clamp(0, 255).byte()
 
 # %% ../../nbs/76_studies.evaluate.ipynb #453c594c
-def _probs(learn, tta, change=noop):
-    "Probabilities and classes of the test images"
+def _probs(learn, tta, change=noop, images=None):
+    "Probabilities and classes of the test images, or of `images`, a pair of tensors"
     dl,model = learn.dls.loaders[-1],learn.model.eval()
-    x,y = change(dl.dataset.x),dl.dataset.y
+    x,y = (o.to(dl.device) for o in images or (dl.dataset.x,dl.dataset.y))
+    x = change(x)
     with torch.no_grad():
         logits = [tta_logits(model, dl.after_batch((o,))[0], tta).float() for o in x.split(512)]
     return torch.cat(logits).softmax(1).cpu(),y.cpu()
@@ -141,14 +144,50 @@ def plot(self:Evaluation)->Figure:
     b.set(yticks=range(len(acc)), yticklabels=acc.index, xlabel='accuracy, %', ylim=(len(acc)-0.5, -0.5))
     return fig
 
+# %% ../../nbs/76_studies.evaluate.ipynb #1f3591a5
+def _test_set(test, root):
+    "Test images (n, 3, 32, 32), their classes and the names of the classes"
+    if test in datasets: im = dataset_images(datasets[test], root, test_only=True)
+    elif path := existing_path(test): im = cached_images(path)
+    else: raise unknown('test set', test, datasets)
+    return im.test_x.permute(0, 3, 1, 2),im.test_y,im.vocab
+
+def _check_classes(vocab, learns, what):
+    for o in learns:
+        if list(map(str, o.dls.vocab))!=vocab:
+            raise UserError(f'The classes of {short(what)} are not those of the runs: the test set must have '
+                'the same classes.')
+
+# %% ../../nbs/76_studies.evaluate.ipynb #4fa80f6e
+def _corrupted_path(corrupted, root, learns):
+    "The folder or archive of a corrupted test set with the classes of the runs"
+    ds,path,n = corrupted_sets.get(corrupted),existing_path(corrupted),len(learns[0].dls.vocab)
+    if ds is None and path is None: raise unknown('set of corrupted images', corrupted, corrupted_sets)
+    if ds and ds.n_out!=n: raise UserError(f'{corrupted} has {ds.n_out} classes, and the runs have {n}.')
+    if n==10: _check_classes(cifar10_vocab, learns, str(corrupted))
+    return data_path(ds, root) if ds else path
+
+def _corrupted_accuracy(groups, tta, corrupted, root):
+    "Per group of Learners, the accuracy under the corruptions of a set, and the mean corruption error"
+    learns = list({id(o):o for ls in groups for o in ls}.values())
+    res,path = [{} for _ in groups],_corrupted_path(corrupted, root, learns)
+    for name,xs,y in corrupted_images(path, len(learns[0].dls.vocab)):
+        hits = [[] for _ in groups]
+        for x in xs:
+            ps = {id(o):_probs(o, tta, images=(x.permute(0, 3, 1, 2), y))[0] for o in learns}
+            for h,ls in zip(hits, groups): h.append(float((sum(ps[id(o)] for o in ls).argmax(1)==y).double().mean()))
+        for r,h in zip(res, hits): r[name] = sum(h)/len(h)
+    return [dict(mCE=1-sum(r[k] for k in benchmark_corruptions)/len(benchmark_corruptions)) |
+        {k:r[k] for k in benchmark_corruptions+extra_corruptions if k in r} for r in res]
+
 # %% ../../nbs/76_studies.evaluate.ipynb #cbb805ea
-def _robustness(learns, tta):
+def _robustness(learns, tta, images=None):
     "Mean accuracy over severities by corruption, of the ensemble"
     res = {}
     for k in corruptions:
         found = []
         for s in range(1, 6):
-            ps,y = zip(*(_probs(o, tta, partial(corrupt, name=k, severity=s)) for o in learns))
+            ps,y = zip(*(_probs(o, tta, partial(corrupt, name=k, severity=s), images) for o in learns))
             found.append(float((sum(ps).argmax(1)==y[0]).double().mean()))
         res[k] = sum(found)/len(found)
     return res
@@ -159,20 +198,28 @@ def evaluate(
     robustness:bool=False, # accuracy under corruptions too?
     weights:str='last', # of the 'last' epoch, or the 'best'
     root=None, # folder or archive of a named data set
+    test=None, # other test images: a data set such as 'cifar10.1' or 'cifair10', or a folder or archive
+    corrupted=None, # accuracy under the corruptions of 'cifar10c', 'cifar100c', or a folder or archive of their files
 )->Evaluation:
-    "Evaluate runs on their test images"
+    "Evaluate runs on their test images, or on those of another data set"
     folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not folders: raise UserError('There is no run to evaluate: give the folder of one.')
+    images,where = None,''
+    if test is not None:
+        *images,vocab = _test_set(test, root)
+        where = f' Test images: {show_path(test)}, {len(images[1]):,}.'
     learns,found = [load_run(o, root, weights) for o in folders],[]
-    ps,ys = zip(*(_probs(o, tta) for o in learns))
+    if images: _check_classes(vocab, learns, str(test))
+    ps,ys = zip(*(_probs(o, tta, images=images) for o in learns))
     if any(len(y)!=len(ys[0]) or not torch.equal(y, ys[0]) for y in ys):
         raise UserError('The runs have different test images: evaluate them separately.')
     groups = [(str(f), [l], p) for f,l,p in zip(folders, learns, ps)]
     if len(folders)>1: groups.append((f'ensemble of {len(folders)}', learns, sum(ps)/len(ps)))
-    for name,ls,p in groups:
-        found.append(dict(run=name) | measures(p, ys[0]) | (_robustness(ls, tta) if robustness else {}))
+    more = [{}]*len(groups) if corrupted is None else _corrupted_accuracy([o[1] for o in groups], tta, corrupted, root)
+    for (name,ls,p),m in zip(groups, more):
+        found.append(dict(run=name) | measures(p, ys[0]) | (_robustness(ls, tta, images) if robustness else {}) | m)
     view = '' if tta=='none' else f' Test-time augmentation: {tta}.'
-    caption = f'{run_caption([read_run(o) for o in folders])} Weights of the {weights} epoch.{view}'
+    caption = f'{run_caption([read_run(o) for o in folders])} Weights of the {weights} epoch.{view}{where}'
     return Evaluation(found, groups[-1][2], ys[0], list(map(str, learns[0].dls.vocab)), caption)
 
 # %% ../../nbs/76_studies.evaluate.ipynb #0dfc1478

@@ -9,7 +9,7 @@ __all__ = ['Experiment', 'variants', 'experiments', 'experiment', 'run_name', 'r
            'plan', 'count_images', 'image_seconds', 'estimate', 'check_jobs', 'reproduce']
 
 # %% ../../nbs/71_studies.experiments.ipynb #716d68f0
-import gc
+import gc, re
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
@@ -133,7 +133,7 @@ def baseline(self:Experiment)->str|None: # id
 # %% ../../nbs/71_studies.experiments.ipynb #cfff180a
 def _change_part(k, v):
     "Format a changed setting as part of a name"
-    if k=='dataset': v = Path(v).name.split('.')[0]
+    if k=='dataset': v = re.sub(r'(?i)\.(tgz|tar\.gz|tar|zip)$', '', Path(v).name)
     if isinstance(v, (int, float)): return f'{k}{name_part(v)}'
     return name_part(v) if k in ('model', 'dataset', 'schedule', 'optimizer') else f"{k}-{name_part(v or 'none')}"
 
@@ -241,8 +241,9 @@ def estimate(
     gpu:str=None, # index of the GPU, or cpu
 )->list: # per job, seconds, or an error message if it cannot run
     "Estimate the time of each job; 0 for finished ones"
+    from cifar_fastai.data.datasets import datasets
     from cifar_fastai.runs.train import RunPlan, check_memory, run_device, has_second_pass
-    device,sizes,times = run_device(gpu),dict(cifar10=50_000, cifar100=50_000),{}
+    device,sizes,times = run_device(gpu),{k:o.n_train for k,o in datasets.items() if o.n_train},{}
     def seconds(j):
         c = j.config
         if j.state=='finished': return 0.

@@ -103,7 +103,8 @@ class RunGroup:
 def _code(run): return run.environment['cifar_fastai'],run.environment['commit']
 
 def _split_words(s):
-    holdout = f", validated on a holdout of {s['holdout']:g}" if s['valid']=='holdout' else ''
+    part = 'its validation images' if s['holdout'] is None else f"a holdout of {s['holdout']:g}"
+    holdout = f', validated on {part}' if s['valid']=='holdout' else ''
     return f"{s['rule']}, fraction {s['fraction']:g}{holdout}"
 
 def _data(run):
