@@ -43,7 +43,8 @@ arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dic
 # settings with which a trick takes another way: name and a word; they are held to what each trick is held to alone
 others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode='reflect'),
     'AutoAugment svhn':dict(policy='svhn'),
-    'RandomErasing uniform':dict(log_aspect=False)}
+    'RandomErasing uniform':dict(log_aspect=False), 'MixUp per image':dict(per_image=True),
+    'CutMix per image':dict(per_image=True, p=0.7)}
 names = sorted(tricks)
 alone = names+list(others)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
@@ -138,7 +139,7 @@ def test_own_random_numbers(name):
 # Tricks of which a Learner takes one, by the reason that it gives
 exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment svhn', 'RandAugment', 'TrivialAugment'],
     'both crop the images':['RandomCrop', 'RandomCrop reflect', 'RandomResizedCrop'],
-    'together have no single meaning':['CutMix', 'MixUp', 'RICAP'],
+    'together have no single meaning':['CutMix', 'CutMix per image', 'MixUp', 'MixUp per image', 'RICAP'],
     'each decide where the one gradient of a step is taken':['ASAM', 'SAM'],
     'each say which weights the model has after training':['EMA', 'SWA'],
     'both disturb the residual branches':['ShakeDrop', 'StochasticDepth']}
