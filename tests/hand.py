@@ -208,6 +208,17 @@ class CutMix(Hand):
         mask[max(i-half,0):i+half,max(j-half,0):j+half] = 1
         return torch.where(mask>0, x[perm], x),(1-mask.mean())*probs + mask.mean()*probs[perm]
 
+class ResizeMix(Hand):
+    place = 3
+    def batch(self, x, probs, rng):
+        if rng.py.random()>=self.t.p: return x,probs
+        lo,hi = self.t.scale
+        side = max(1, round(32*(lo+(hi-lo)*rng.py.random())))
+        i,j = (rng.py.randint(0, 32-side) for _ in range(2))
+        perm,x = torch.randperm(len(x), generator=rng.gen(x.device)),x.clone()
+        for o,small in zip(x, tv.functional.resize(x[perm], [side,side], antialias=True)): o[:,i:i+side,j:j+side] = small
+        return x,probs + (probs[perm]-probs)*side**2/1024
+
 class RICAP(Hand):
     place = 3
     def batch(self, x, probs, rng):

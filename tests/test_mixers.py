@@ -8,7 +8,8 @@ from test_contract import fit,our_learner,plain_learner,refused
 from cifar_fastai.callback import mixers
 from cifar_fastai.core import UserError
 from cifar_fastai.losses import LabelSmoothing,as_probs
-from cifar_fastai.callback.mixers import RICAP, Chain, CutMix, Mixer, MixUp, OneOf, cut_box, cut_boxes, cutmix, mixup, ricap
+from cifar_fastai.callback.mixers import (RICAP, Chain, CutMix, Mixer, MixUp, OneOf, ResizeMix, cut_box, cut_boxes, cutmix,
+    mixup, resizemix, ricap)
 from cifar_fastai.callback.sam import SAM
 
 b,n_out = 6,10
@@ -84,6 +85,34 @@ def test_timm_per_image(batch, kind, seed):
     assert torch.allclose(mx, tx, atol=1e-12) and torch.allclose(my, ty.to(my.dtype), atol=1e-6)
     assert len(set(my.max(1).values.tolist()))>1
 
+@pytest.mark.parametrize('box', [(0,32,0,24), (3,4,5,6), (10,29,2,21), (31,32,0,7)])
+def test_resizemix_torchvision(batch, box):
+    "The patch is torchvision's resized image, the rest is untouched, the target goes by pixels"
+    x,y,probs = batch
+    t,bottom,l,r = box
+    mx,my = resizemix(x, probs, before, box)
+    want = x.clone()
+    for k in range(b): want[k,:,t:bottom,l:r] = tv.functional.resize(x[k-1], [bottom-t,r-l], antialias=True)
+    assert torch.allclose(mx, want, atol=1e-12)
+    area = (bottom-t)*(r-l)
+    for k in range(b):
+        q = torch.zeros(n_out, dtype=x.dtype)
+        q[y[k]] += 1-area/768
+        q[y[k-1]] += area/768
+        assert torch.allclose(my[k], q, atol=1e-12)
+
+def test_draws_of_resizemix(monkeypatch):
+    'A batch is mixed with probability p; the scale is uniform in its range, the place anywhere inside'
+    drawn = []
+    monkeypatch.setattr(mixers, 'resizemix', lambda x,probs,perm,box: drawn.append(box) or (x, probs))
+    x,t = torch.zeros(2, 1, 2000, 1000),ResizeMix(p=0.7)
+    for _ in range(3000): t.mix(x, None)
+    assert stats.binomtest(len(drawn), 3000, 0.7).pvalue > 1e-4
+    top,bottom,l,r = np.array(drawn).T
+    assert stats.kstest((bottom-top)/2000, stats.uniform(0.1, 0.7).cdf).pvalue > 1e-4
+    assert (abs((bottom-top)-2*(r-l))<=2).all() and (top>=0).all() and (bottom<=2000).all() and (r<=1000).all()
+    for v in (top/(2000-(bottom-top)), l/(1000-(r-l))): assert stats.kstest(v, 'uniform').pvalue > 1e-4
+
 @pytest.mark.parametrize('lam', [0., 1e-9, 0.3, 1-1e-9, 1.])
 def test_boxes_are_those_of_a_batch(lam):
     'A box of each image is the one that `cut_box` gives'
@@ -107,7 +136,7 @@ def test_new_tensors(batch):
     'Nothing is written into what was given'
     x,_,probs = batch
     kept = x.clone(),probs.clone()
-    for m in (MixUp(), CutMix(p=1.), RICAP(), MixUp(per_image=True), CutMix(p=1., per_image=True),
+    for m in (MixUp(), CutMix(p=1.), RICAP(), MixUp(per_image=True), CutMix(p=1., per_image=True), ResizeMix(p=1.),
         OneOf(MixUp(), RICAP()), Chain(CutMix(p=1.), MixUp())):
         mx,my = m.mix(x, probs)
         assert not torch.equal(mx, x)
@@ -183,7 +212,7 @@ def test_independent_streams():
         outs.append([t.mix(x, probs)[0] for _ in range(3)])
     assert all(torch.equal(a, b) for a,b in zip(*outs))
 
-several = dict(OneOf=lambda: OneOf(MixUp(), CutMix(p=1.), RICAP()),
+several = dict(OneOf=lambda: OneOf(MixUp(), CutMix(p=1.), RICAP(), ResizeMix(p=1.)),
     Chain=lambda: Chain(CutMix(p=1., per_image=True), OneOf(MixUp(0.5, per_image=True), RICAP(), p=(0.7,0.2))))
 
 def test_refused_in_words_that_can_be_typed():
