@@ -24,7 +24,7 @@ from .losses import CrossEntropy, LabelSmoothing, LossTrick, losses
 from .optimizers import LARS, AdaBound, AdaBoundW, Lion, Muon, create_opt_func, optimizers
 from .schedules import (PolicyScheduler, cosine, cosine_restarts, epochwise, multistep, plot_policy, policies, policy_values,
     triangular, warmcosine, warmup_multistep)
-from .callback.mixers import Chain, CutMix, Mixer, MixUp, OneOf, RICAP
+from .callback.mixers import Chain, CutMix, Mixer, MixUp, OneOf, ResizeMix, RICAP
 from .callback.sam import ASAM, SAM, LookSAM, SecondPass
 from .callback.distill import KD
 from .callback.average import EMA, SWA, Averager, Lookahead, update_bn

@@ -19,6 +19,8 @@ class Draws:
             self.gens[str(device)] = torch.Generator(device).manual_seed(hashed_key(self.seed, self.key, 0))
         return self.gens[str(device)]
 
+def numpy_rng(rng): return np.random.default_rng([rng.py.getrandbits(64), 0])
+
 class Hand:
     'What a trick does in a loop written by hand; the default does nothing'
     place = 0 # of `batch` and `after_step` among the tricks
@@ -39,8 +41,10 @@ class MixUp(Hand):
     place = 3
     def batch(self, x, probs, rng):
         perm = torch.randperm(len(x), generator=rng.gen(x.device))
-        lam = rng.py.betavariate(self.t.alpha, self.t.alpha)
-        return lam*x + (1-lam)*x[perm], lam*probs + (1-lam)*probs[perm]
+        if self.t.per_image: lam = [[o] for o in numpy_rng(rng).beta(self.t.alpha, self.t.alpha, len(x))]
+        else: lam = [[rng.py.betavariate(self.t.alpha, self.t.alpha)]]*len(x)
+        lam = torch.tensor(lam, dtype=x.dtype)
+        return torch.stack([a*x[i] + (1-a)*x[perm[i]] for i,a in enumerate(lam)]), lam*probs + (1-lam)*probs[perm]
 
 def sharpened(a, m):
     p = sum(a[i:i+30,j:j+30] for i in range(3) for j in range(3)) + 4*a[1:-1,1:-1]
@@ -180,15 +184,41 @@ class RandomErasing(Hand):
             if i and b: o[:,b[0]:b[0]+b[2],b[1]:b[1]+b[3]] = 0
         return x,probs
 
+def swapped(x, probs, perm, i, j, lam):
+    "Each image with a box of its partner, and the target by the pixels inside: image by image"
+    imgs,targets = [],[]
+    for k in range(len(x)):
+        mask,half = torch.zeros(32, 32, dtype=x.dtype),int(32*(1-lam[k])**0.5)//2
+        mask[max(i[k]-half,0):i[k]+half,max(j[k]-half,0):j[k]+half] = 1
+        imgs.append(torch.where(mask>0, x[perm[k]], x[k]))
+        targets.append((1-mask.mean())*probs[k] + mask.mean()*probs[perm[k]])
+    return torch.stack(imgs),torch.stack(targets)
+
 class CutMix(Hand):
     place = 3
     def batch(self, x, probs, rng):
+        if self.t.per_image:
+            g,n = numpy_rng(rng),len(x)
+            on,i,j = g.random(n)<self.t.p,g.integers(32, size=n),g.integers(32, size=n)
+            lam = [v if o else 1 for o,v in zip(on, g.beta(self.t.beta, self.t.beta, n))]
+            return swapped(x, probs, torch.randperm(n, generator=rng.gen(x.device)), i, j, lam)
         if rng.py.random()>=self.t.p: return x,probs
         i,j,lam = rng.py.randrange(32),rng.py.randrange(32),rng.py.betavariate(self.t.beta, self.t.beta)
         perm,half = torch.randperm(len(x), generator=rng.gen(x.device)),int(32*(1-lam)**0.5)//2
         mask = torch.zeros(32, 32, dtype=x.dtype)
         mask[max(i-half,0):i+half,max(j-half,0):j+half] = 1
         return torch.where(mask>0, x[perm], x),(1-mask.mean())*probs + mask.mean()*probs[perm]
+
+class ResizeMix(Hand):
+    place = 3
+    def batch(self, x, probs, rng):
+        if rng.py.random()>=self.t.p: return x,probs
+        lo,hi = self.t.scale
+        side = max(1, round(32*(lo+(hi-lo)*rng.py.random())))
+        i,j = (rng.py.randint(0, 32-side) for _ in range(2))
+        perm,x = torch.randperm(len(x), generator=rng.gen(x.device)),x.clone()
+        for o,small in zip(x, tv.functional.resize(x[perm], [side,side], antialias=True)): o[:,i:i+side,j:j+side] = small
+        return x,probs + (probs[perm]-probs)*side**2/1024
 
 class RICAP(Hand):
     place = 3

@@ -45,7 +45,8 @@ others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode=
     'AutoAugment svhn':dict(policy='svhn'),
     'RandomErasing uniform':dict(log_aspect=False), 'SAM every':dict(every=2), 'SAM norm':dict(only='norm'),
     'MixUp window':dict(start=0.17, end=0.67), 'EMA window':dict(start=0.5), 'ShakeDrop window':dict(end=0.4),
-    'KD window':dict(start=0.3), 'LabelSmoothing window':dict(start=0.5), 'SAM window':dict(start=0.34, end=0.8)}
+    'KD window':dict(start=0.3), 'LabelSmoothing window':dict(start=0.5), 'SAM window':dict(start=0.34, end=0.8),
+    'MixUp per image':dict(per_image=True), 'CutMix per image':dict(per_image=True, p=0.7)}
 names = sorted(tricks)
 alone = names+list(others)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
@@ -140,7 +141,8 @@ def test_own_random_numbers(name):
 # Tricks of which a Learner takes one, by the reason that it gives
 exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment svhn', 'RandAugment', 'TrivialAugment'],
     'both crop the images':['RandomCrop', 'RandomCrop reflect', 'RandomResizedCrop'],
-    'together have no single meaning':['CutMix', 'MixUp', 'MixUp window', 'RICAP'],
+    'together have no single meaning':['CutMix', 'CutMix per image', 'MixUp', 'MixUp per image', 'MixUp window',
+        'RICAP', 'ResizeMix'],
     'each decide where the one gradient of a step is taken':['ASAM', 'LookSAM', 'SAM',
         'SAM every', 'SAM norm', 'SAM window'],
     'each say which weights the model has after training':['EMA', 'EMA window', 'SWA'],

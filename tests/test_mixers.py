@@ -8,7 +8,8 @@ from test_contract import fit,our_learner,plain_learner,refused
 from cifar_fastai.callback import mixers
 from cifar_fastai.core import UserError
 from cifar_fastai.losses import LabelSmoothing,as_probs
-from cifar_fastai.callback.mixers import RICAP, Chain, CutMix, Mixer, MixUp, OneOf, cut_box, cutmix, mixup, ricap
+from cifar_fastai.callback.mixers import (RICAP, Chain, CutMix, Mixer, MixUp, OneOf, ResizeMix, cut_box, cut_boxes, cutmix,
+    mixup, resizemix, ricap)
 from cifar_fastai.callback.sam import SAM
 
 b,n_out = 6,10
@@ -66,11 +67,77 @@ def test_timm(batch, kind, seed):
     mx,my = cutmix(x, probs, opposite, box) if is_cutmix else mixup(x, probs, opposite, lam)
     assert torch.allclose(mx, tx, atol=1e-12) and torch.allclose(my.float(), ty, atol=1e-6)
 
+@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
+def test_timm_per_image(batch, kind, seed):
+    "One weight, or one box, for each image; the boxes are timm's, which has one pixel more where a side is odd"
+    x,y,probs = batch
+    t = timm_mixup.Mixup(mixup_alpha=1. if kind=='mixup' else 0., cutmix_alpha=1. if kind=='cutmix' else 0.,
+        label_smoothing=0, num_classes=n_out, mode='elem', prob=0.7)
+    np.random.seed(seed)
+    lam,_ = t._params_per_elem(b)
+    boxes = [timm_mixup.rand_bbox(x[0].shape, o) if o!=1 and kind=='cutmix' else (0, 0, 0, 0) for o in lam]
+    np.random.seed(seed)
+    tx = x.clone()
+    ty = timm_mixup.mixup_target(y, n_out, t._mix_elem(tx).double())
+    if kind=='mixup': mx,my = mixup(x, probs, opposite, torch.from_numpy(lam))
+    else: mx,my = cutmix(x, probs, opposite, torch.tensor(boxes).T)
+    assert torch.allclose(mx, tx, atol=1e-12) and torch.allclose(my, ty.to(my.dtype), atol=1e-6)
+    assert len(set(my.max(1).values.tolist()))>1
+
+@pytest.mark.parametrize('box', [(0,32,0,24), (3,4,5,6), (10,29,2,21), (31,32,0,7)])
+def test_resizemix_torchvision(batch, box):
+    "The patch is torchvision's resized image, the rest is untouched, the target goes by pixels"
+    x,y,probs = batch
+    t,bottom,l,r = box
+    mx,my = resizemix(x, probs, before, box)
+    want = x.clone()
+    for k in range(b): want[k,:,t:bottom,l:r] = tv.functional.resize(x[k-1], [bottom-t,r-l], antialias=True)
+    assert torch.allclose(mx, want, atol=1e-12)
+    area = (bottom-t)*(r-l)
+    for k in range(b):
+        q = torch.zeros(n_out, dtype=x.dtype)
+        q[y[k]] += 1-area/768
+        q[y[k-1]] += area/768
+        assert torch.allclose(my[k], q, atol=1e-12)
+
+def test_draws_of_resizemix(monkeypatch):
+    'A batch is mixed with probability p; the scale is uniform in its range, the place anywhere inside'
+    drawn = []
+    monkeypatch.setattr(mixers, 'resizemix', lambda x,probs,perm,box: drawn.append(box) or (x, probs))
+    x,t = torch.zeros(2, 1, 2000, 1000),ResizeMix(p=0.7)
+    for _ in range(3000): t.mix(x, None)
+    assert stats.binomtest(len(drawn), 3000, 0.7).pvalue > 1e-4
+    top,bottom,l,r = np.array(drawn).T
+    assert stats.kstest((bottom-top)/2000, stats.uniform(0.1, 0.7).cdf).pvalue > 1e-4
+    assert (abs((bottom-top)-2*(r-l))<=2).all() and (top>=0).all() and (bottom<=2000).all() and (r<=1000).all()
+    for v in (top/(2000-(bottom-top)), l/(1000-(r-l))): assert stats.kstest(v, 'uniform').pvalue > 1e-4
+
+@pytest.mark.parametrize('lam', [0., 1e-9, 0.3, 1-1e-9, 1.])
+def test_boxes_are_those_of_a_batch(lam):
+    'A box of each image is the one that `cut_box` gives'
+    i,j = (o.ravel() for o in np.meshgrid(range(32), range(24)))
+    got = cut_boxes(np.full(len(i), lam), i, j, 32, 24)
+    assert [*map(tuple, got.T.tolist())]==[cut_box(lam, a, c, 32, 24) for a,c in zip(i.tolist(), j.tolist())]
+
+def test_draws_per_image():
+    'Weights follow Beta, images are mixed with probability p, centres are anywhere; draws of two batches differ'
+    lam = MixUp(0.4, per_image=True).lam(torch.empty(5000, dtype=torch.float64)).numpy()
+    assert stats.kstest(lam, stats.beta(0.4, 0.4).cdf).pvalue > 1e-4
+    t = CutMix(1., 0.3, per_image=True)
+    top,bottom,left,right = t.boxes(torch.empty(5000, 1, 200, 100)).numpy()
+    area = (bottom-top)*(right-left)
+    assert stats.binomtest(int((area>0).sum()), 5000, 0.3).pvalue > 1e-3
+    inner = (top>0) & (bottom<200) & (area>0)
+    assert abs(((top+bottom)/2)[inner].mean()-100) < 5
+    assert not torch.equal(*(t.boxes(torch.empty(50, 1, 32, 32)) for _ in range(2)))
+
 def test_new_tensors(batch):
     'Nothing is written into what was given'
     x,_,probs = batch
     kept = x.clone(),probs.clone()
-    for m in (MixUp(), CutMix(p=1.), RICAP(), OneOf(MixUp(), RICAP()), Chain(CutMix(p=1.), MixUp())):
+    for m in (MixUp(), CutMix(p=1.), RICAP(), MixUp(per_image=True), CutMix(p=1., per_image=True), ResizeMix(p=1.),
+        OneOf(MixUp(), RICAP()), Chain(CutMix(p=1.), MixUp())):
         mx,my = m.mix(x, probs)
         assert not torch.equal(mx, x)
         assert torch.equal(x, kept[0]) and torch.equal(probs, kept[1])
@@ -145,8 +212,8 @@ def test_independent_streams():
         outs.append([t.mix(x, probs)[0] for _ in range(3)])
     assert all(torch.equal(a, b) for a,b in zip(*outs))
 
-several = dict(OneOf=lambda: OneOf(MixUp(), CutMix(p=1.), RICAP()),
-    Chain=lambda: Chain(CutMix(p=1.), OneOf(MixUp(0.5), RICAP(), p=(0.7,0.2))))
+several = dict(OneOf=lambda: OneOf(MixUp(), CutMix(p=1.), RICAP(), ResizeMix(p=1.)),
+    Chain=lambda: Chain(CutMix(p=1., per_image=True), OneOf(MixUp(0.5, per_image=True), RICAP(), p=(0.7,0.2))))
 
 def test_refused_in_words_that_can_be_typed():
     for cbs in ([MixUp(), CutMix()], [RICAP(0.5), several['Chain']()], [MixUp(), MixUp(0.2)]):
