@@ -141,6 +141,7 @@ exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment
     'together have no single meaning':['CutMix', 'MixUp', 'RICAP'],
     'each decide where the one gradient of a step is taken':['ASAM', 'SAM'],
     'each say which weights the model has after training':['EMA', 'SWA'],
+    'both limit the gradient of a step':['AGC', 'GradientClip'],
     'both disturb the residual branches':['ShakeDrop', 'StochasticDepth']}
 
 def same_kind(a, b): return a.split()[0]==b.split()[0]
