@@ -379,6 +379,14 @@ class GradientClip(Hand):
         norm = torch.sqrt(sum((g**2).sum() for g in grads.values()))
         return {n:g*min(1., self.t.max_norm/(norm.item()+1e-6)) for n,g in grads.items()}
 
+class AGC(Hand):
+    "Filter by filter; vectors as a whole; the last linear layer as it is"
+    def start(self, model): self.weights,self.head = dict(model.named_parameters()),[*dict(model.named_parameters())][-2:]
+    def limit(self, w, g): return g*min(1., self.t.clip*max(w.norm().item(), self.t.eps)/max(g.norm().item(), 1e-30))
+    def clip(self, grads):
+        def all_of(w, g): return self.limit(w, g) if w.ndim<2 else torch.stack([self.limit(*o) for o in zip(w, g)])
+        return {n:g if n in self.head else all_of(self.weights[n].detach(), g) for n,g in grads.items()}
+
 class ProgressiveResize(Hand):
     "In two epochs of three batches: half the side in the first four, then 24 pixels, then all"
     place = 4

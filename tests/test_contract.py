@@ -146,7 +146,8 @@ exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment
     'each decide where the one gradient of a step is taken':['ASAM', 'LookSAM', 'SAM',
         'SAM every', 'SAM norm', 'SAM window'],
     'each say which weights the model has after training':['EMA', 'EMA window', 'SWA'],
-    'both disturb the residual branches':['ShakeDrop', 'ShakeDrop window', 'StochasticDepth']}
+    'both disturb the residual branches':['ShakeDrop', 'ShakeDrop window', 'StochasticDepth'],
+    'both limit the gradient of a step':['AGC', 'GradientClip']}
 
 def same_kind(a, b): return a.split()[0]==b.split()[0]
 

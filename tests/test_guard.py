@@ -1,16 +1,16 @@
 'Fits that blow up end with an error that says where, at little cost, and leave what was sound'
-import math
-import pytest,torch
+import copy, math
+import pytest,timm,torch
 from torch import nn
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip as FastaiClip
-from fastai.learner import load_learner
+from fastai.learner import Learner, load_learner
 from fastai.torch_core import set_seed
 from cifar_fastai.runs.checkpoint import Checkpoint
 from cifar_fastai.serialize import load_tree
 from cifar_fastai.core import UserError
 from cifar_fastai.data.loaders import cifar_dls
-from cifar_fastai.callback.monitor import GradientClip, NonFiniteLoss, StopOnNonFinite
+from cifar_fastai.callback.monitor import AGC, GradientClip, NonFiniteLoss, StopOnNonFinite
 from cifar_fastai.learner import cifar_learner
 from common import fit_of
 
@@ -136,6 +136,24 @@ def test_on_meta():
 def test_clip_is_fastais(norm):
     for a,b in zip(*(fit(learner(c(norm))).model.parameters() for c in (GradientClip, FastaiClip))):
         assert torch.equal(a, b)
+
+@pytest.mark.parametrize('clip', [0.01, 0.3])
+def test_agc_is_timms(clip):
+    'Convolutions, norms, biases, a layer of zeros, a gradient of zeros; the last linear layer is excluded'
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(32, 7), nn.Linear(7, 10)).double()
+    nn.init.zeros_(net[2].weight[:4].data)
+    grads = [torch.randn_like(p)*(0.01 if i%2 else 1) for i,p in enumerate(net.parameters())]
+    grads[0][3] = 0
+    twin,cb = copy.deepcopy(net),AGC(clip)
+    for m in (net, twin):
+        for p,g in zip(m.parameters(), grads): p.grad = g.clone()
+    cb.learn = Learner(learner(None).dls, net, nn.CrossEntropyLoss())
+    cb.before_step()
+    timm.utils.agc.adaptive_clip_grad([*twin.parameters()][:-2], clip)
+    for a,b in zip(net.parameters(), twin.parameters()): torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-15)
+    assert torch.equal(net[-1].weight.grad, grads[-2]) and not torch.equal(net[0].weight.grad, grads[0])
 
 @pytest.mark.parametrize('made,said',
     [(lambda: GradientClip(-1), 'max_norm is -1'), (lambda: StopOnNonFinite(0), 'every is 0')])

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/callback.monitor.html.md"""
 
 # %% auto #0
 __all__ = ['Monitor', 'TrainAccuracy', 'ImagesPerSecond', 'peak_memory', 'PeakMemory', 'CPUUse', 'GPUUse', 'GradientClip',
-           'NonFiniteLoss', 'StopOnNonFinite', 'ValidateEvery']
+           'adaptive_clip', 'AGC', 'NonFiniteLoss', 'StopOnNonFinite', 'ValidateEvery']
 
 # %% ../../nbs/54_callback.monitor.ipynb #3c4f4901
 import math, sys, time
@@ -119,8 +119,42 @@ from ..trick import *
 class GradientClip(Trick):
     "Clip the norm of the gradient (1211.5063)"
     order,off_kwargs = step_order.clip,dict(max_norm=1e9)
+    group,conflict = 'clip','{names} both limit the gradient of a step: use one of them.'
     def __init__(self, max_norm:float=2.): self.max_norm = check_range('max_norm', max_norm, 0, 1e9)
     def before_step(self): nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+
+# %% ../../nbs/54_callback.monitor.ipynb #cb7f4613
+def _unit_norms(x):
+    "Norms over all dimensions but the first; of vectors, over all"
+    if x.ndim<2: return torch.linalg.vector_norm(x)
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+
+@torch.no_grad()
+def adaptive_clip(
+    params, # tensors; those without a gradient are passed over
+    clip:float=0.01, # largest ratio of gradient norm to weight norm, per unit
+    eps:float=1e-3, # smallest weight norm
+):
+    "Limit the gradient of each unit relative to its weights, in place (2102.06171)"
+    for p in params:
+        if p.grad is None: continue
+        p.grad.mul_((clip*_unit_norms(p).clamp(min=eps)/_unit_norms(p.grad)).clamp(max=1))
+
+# %% ../../nbs/54_callback.monitor.ipynb #e34a5f92
+@tricks.register
+class AGC(Trick):
+    "Adaptive gradient clipping: limit the gradient of each unit relative to its weights (2102.06171)"
+    order,off_kwargs = step_order.clip,dict(clip=1e9)
+    group,conflict = GradientClip.group,GradientClip.conflict
+    def __init__(self,
+        clip:float=0.01, # largest ratio of gradient norm to weight norm, per unit
+        eps:float=1e-3, # smallest weight norm
+    ): self.clip,self.eps = check_range('clip', clip, 0, 1e9, above=True),check_range('eps', eps, 0, 1, above=True)
+
+    def before_step(self):
+        head = [m for m in self.model.modules() if isinstance(m, nn.Linear)][-1:]
+        excluded = {p for m in head for p in m.parameters()}
+        adaptive_clip([p for p in self.model.parameters() if p not in excluded], self.clip, self.eps)
 
 # %% ../../nbs/54_callback.monitor.ipynb #d54ab981
 class NonFiniteLoss(UserError):

@@ -92,10 +92,6 @@ def check(self:SAM):
             f'{type(self.model).__name__} has none: leave only out.')
 
 @patch
-def _synchronise(self:SAM, on):
-    if isinstance(self.model, DistributedDataParallel): self.model.require_backward_grad_sync = on
-
-@patch
 def _set_aside(self:SAM):
     self.params = [p for ps in self.opt.param_lists for p in ps]
     self.kept = [p.grad for p in self.params]
@@ -108,6 +104,10 @@ def _add_kept(self:SAM):
     del self.params,self.kept
 
 # %% ../../nbs/51_callback.sam.ipynb #467b398e
+@patch
+def _synchronise(self:SAM, on):
+    if isinstance(self.model, DistributedDataParallel): self.model.require_backward_grad_sync = on
+
 @patch
 def _second_gradient(self:SAM):
     some = {id(p) for p in norm_params(self.model)} if self.only else None
