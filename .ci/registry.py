@@ -58,6 +58,11 @@ def entry(f, drop=(), make=(), **new):
     found = {k:v for k,v in first.items() if all(o.get(k)==v for o in others) and not {v['lo'], v['hi']} & {*defaults}}
     return dict(doc=doc(f), params=ps) | (dict(ranges=found) if found else {})
 
+def trick(o):
+    "The row of a trick, with the parameter for a network that another run trains"
+    trained = getattr(o, 'trained', None)
+    return entry(o, make=[partial(o, 'lenet') if trained else o]) | (dict(trained=trained) if trained else {})
+
 def optimizer(name, cls, defaults):
     "The row of an optimizer, with the parameters that `create_opt_func` adds to its own"
     make = partial(create_opt_func, name)
@@ -72,7 +77,7 @@ def table()->dict:
     schedules['onecycle'] = entry(Learner.fit_one_cycle,
         ('self', 'n_epoch', 'lr_max', 'wd', 'cbs', 'reset_opt', 'start_epoch'))
     named = sorted([*tricks.items(), ('OneOf', OneOf), ('Chain', Chain)])
-    return dict(trick={k:entry(o, make=[partial(o, 'lenet') if k=='KD' else o]) for k,o in named},
+    return dict(trick={k:trick(o) for k,o in named},
         optimizer={k:optimizer(k, cls, defaults) for k,(cls,defaults) in optimizers.items()},
         schedule=schedules,
         loss={k:entry(o, make=[o]) for k,o in losses.items()}, init={k:{} for k in inits},

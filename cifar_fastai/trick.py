@@ -58,6 +58,7 @@ class Trick(ManagedCallback):
     run_valid = False
     off_kwargs = None # the arguments that switch it off, for the tests over all tricks
     in_forward = False # draws random numbers inside the model's forward pass
+    trained = None # its parameter for a network that another run trains, named by its backbone, with weights in `path`
     _stream = None
 
     @property

@@ -38,6 +38,7 @@ def teacher():
 
 # what a trick needs in these tests beside its defaults
 arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.),
+    DKD=lambda: dict(teacher=teacher(), beta=2., T=3., warmup=1.),
     EMA=dict(decay=0.9),
     SWA=dict(start=0.), Lookahead=dict(k=2), GradientClip=dict(max_norm=0.5))
 # settings with which a trick takes another way: name and a word; they are held to what each trick is held to alone
@@ -141,6 +142,7 @@ exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment
     'together have no single meaning':['CutMix', 'MixUp', 'RICAP'],
     'each decide where the one gradient of a step is taken':['ASAM', 'SAM'],
     'each say which weights the model has after training':['EMA', 'SWA'],
+    'each weigh the labels against a teacher':['DKD', 'KD'],
     'both disturb the residual branches':['ShakeDrop', 'StochasticDepth']}
 
 def same_kind(a, b): return a.split()[0]==b.split()[0]
