@@ -60,6 +60,11 @@ def entry(f, drop=(), make=(), **new):
     named = [p.name for p in signature if p.kind==p.KEYWORD_ONLY and p.name in ps]
     return dict(doc=doc(f), params=ps) | {k:v for k,v in dict(named=named, ranges=found).items() if v}
 
+def trick(o):
+    "The row of a trick, with the parameter for a network that another run trains"
+    trained = getattr(o, 'trained', None)
+    return entry(o, make=[partial(o, 'lenet') if trained else o]) | (dict(trained=trained) if trained else {})
+
 def optimizer(name, cls, defaults):
     "The row of an optimizer, with the parameters that `create_opt_func` adds to its own"
     make = partial(create_opt_func, name)
@@ -74,7 +79,7 @@ def table()->dict:
     schedules['onecycle'] = entry(Learner.fit_one_cycle,
         ('self', 'n_epoch', 'lr_max', 'wd', 'cbs', 'reset_opt', 'start_epoch'))
     named = sorted([*tricks.items(), ('OneOf', OneOf), ('Chain', Chain)])
-    return dict(trick={k:entry(o, make=[partial(o, 'lenet') if k=='KD' else o]) for k,o in named},
+    return dict(trick={k:trick(o) for k,o in named},
         optimizer={k:optimizer(k, cls, defaults) for k,(cls,defaults) in optimizers.items()},
         schedule=schedules,
         loss={k:entry(o, make=[o]) for k,o in losses.items()}, init={k:{} for k in inits},

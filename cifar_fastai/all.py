@@ -26,7 +26,7 @@ from .schedules import (PolicyScheduler, cosine, cosine_restarts, epochwise, mul
     triangular, warmcosine, warmup_multistep)
 from .callback.mixers import Chain, CutMix, Mixer, MixUp, OneOf, ResizeMix, RICAP
 from .callback.sam import ASAM, SAM, LookSAM, SecondPass
-from .callback.distill import KD
+from .callback.distill import DKD, KD, TeacherTrick
 from .callback.average import EMA, SWA, Averager, Lookahead, update_bn
 from .callback.whiten import Whiten
 from .callback.monitor import (AGC, CPUUse, GPUUse, GradientClip, ImagesPerSecond, Monitor, NonFiniteLoss, PeakMemory,

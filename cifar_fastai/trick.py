@@ -78,6 +78,7 @@ class Trick(ManagedCallback, metaclass=_Windowed):
     window_params = 'start','end' # of its `window`, in addition to those of its constructor
     off_kwargs = None # the arguments that switch it off, for the tests over all tricks
     in_forward = False # draws random numbers inside the model's forward pass
+    trained = None # its parameter for a network that another run trains, named by its backbone, with weights in `path`
     _stream = None
 
     @property

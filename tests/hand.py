@@ -290,6 +290,24 @@ class KD(Hand):
         p,q = (torch.softmax(o/T, 1) for o in (z, pred))
         return (1-a)*loss + a*T*T*(p*(p.log()-q.log())).sum(1).mean()
 
+class DKD(Hand):
+    'By the equations of the paper, image by image and class by class; the warmup of epoch 1, 2, ... of the fit'
+    def start(self, model): self.epoch = 1
+    def after_epoch(self, model, batches): self.epoch += 1
+    def loss(self, loss, pred, probs, x):
+        T,n = self.t.T,pred.shape[1]
+        with torch.no_grad(): z = self.t.teacher.net.eval()(x.double()).to(pred.dtype)
+        total = 0
+        for a,b,y in zip(z, pred, probs):
+            p,q = torch.exp(a/T)/torch.exp(a/T).sum(),torch.exp(b/T)/torch.exp(b/T).sum()
+            for t in range(n):
+                tckd = p[t]*torch.log(p[t]/q[t]) + (1-p[t])*torch.log((1-p[t])/(1-q[t]))
+                p_hat,q_hat = ([o[i]/(1-o[t]) for i in range(n) if i!=t] for o in (p, q))
+                nckd = sum(u*torch.log(u/v) for u,v in zip(p_hat, q_hat))
+                total = total + y[t]*(self.t.alpha*tckd + self.t.beta*nckd)*T*T
+        rise = min(self.epoch/(self.t.warmup*self.epochs), 1) if self.t.warmup else 1
+        return loss + rise*total/len(x)
+
 class EMA(Hand):
     place = 9
     def start(self, model): self.avg,self.n = {k:v.clone() for k,v in model.state_dict().items()},0
@@ -399,12 +417,13 @@ class ProgressiveResize(Hand):
 hands = {c.__name__:c for c in Hand.__subclasses__()}
 
 def gradients(model, x, probs, hs, autocast):
-    'Loss gradient by name, for probabilities that were smoothed last'
+    'Loss gradient by name: cross entropy with probabilities that were smoothed last, and terms with those before it'
+    mixed = probs
     for h in hs: probs = h.smooth(probs)
     with autocast(): pred = model(x)
     pred = pred.to(x.dtype)
     loss = -(probs*F.log_softmax(pred, 1)).sum(1).mean()
-    for h in hs: loss = h.loss(loss, pred, probs, x)
+    for h in hs: loss = h.loss(loss, pred, mixed, x)
     names,ps = zip(*((n,p) for n,p in model.named_parameters() if p.requires_grad))
     return dict(zip(names, torch.autograd.grad(loss, ps)))
 

@@ -9,7 +9,7 @@ from test_contract import arguments, names
 
 fast = 'Cutout', 'EMA', 'LabelSmoothing', 'ShakeDrop'
 
-@pytest.mark.parametrize('name', [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names if n not in ('KD', 'SWA')])
+@pytest.mark.parametrize('name', [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names if n!='SWA' and not tricks[n].trained])
 def test_our_tricks(name):
     a = {k:v for k,v in arguments.get(name, {}).items() if k!='teacher'}
     check_trick(lambda: tricks[name](**a), off=lambda: tricks[name](**{**a, **tricks[name].off_kwargs}))

@@ -37,7 +37,8 @@ def teacher():
         return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(48, 10)).double()
 
 # what a trick needs in these tests beside its defaults
-arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), LookSAM=dict(k=2, rho=0.3), KD=lambda: dict(teacher=teacher(), T=3.),
+arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), LookSAM=dict(k=2, rho=0.3),
+    KD=lambda: dict(teacher=teacher(), T=3.), DKD=lambda: dict(teacher=teacher(), beta=2., T=3., warmup=1.),
     EMA=dict(decay=0.9),
     SWA=dict(start=0.), Lookahead=dict(k=2), GradientClip=dict(max_norm=0.5))
 # settings with which a trick takes another way: name and a word; they are held to what each trick is held to alone
@@ -147,7 +148,8 @@ exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment
         'SAM every', 'SAM norm', 'SAM window'],
     'each say which weights the model has after training':['EMA', 'EMA window', 'SWA'],
     'both disturb the residual branches':['ShakeDrop', 'ShakeDrop window', 'StochasticDepth'],
-    'both limit the gradient of a step':['AGC', 'GradientClip']}
+    'both limit the gradient of a step':['AGC', 'GradientClip'],
+    'each weigh the labels against a teacher':['DKD', 'KD', 'KD window']}
 
 def same_kind(a, b): return a.split()[0]==b.split()[0]
 

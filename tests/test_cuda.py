@@ -14,6 +14,7 @@ from cifar_fastai.runs.checkpoint import Checkpoint
 from cifar_fastai.runs.train import deterministic, train
 from cifar_fastai.zoo.registry import create_model
 from cifar_fastai.serialize import load_tree
+from cifar_fastai.trick import tricks
 from common import fit
 from test_contract import assert_same, chain, make, names, net, others, state
 
@@ -33,7 +34,7 @@ def learner(cbs=(), arch=None, **kwargs):
 
 def on_cuda(name):
     'Trick `name`, with a teacher in float32'
-    if not name.startswith('KD'): return make(name)
+    if not tricks[name.split()[0]].trained: return make(name)
     torch.manual_seed(3)
     return make(name, teacher=net())
 

@@ -1,5 +1,5 @@
 'Where a teacher comes from, what may not happen to it, and which teachers are refused'
-import copy,os,pickle
+import copy,math,os,pickle
 import pytest,torch
 from torch import nn
 from fastai.callback.core import Callback
@@ -10,7 +10,7 @@ from cifar_fastai.zoo.registry import create_model
 from cifar_fastai.runs.checkpoint import Checkpoint
 from cifar_fastai.core import UserError
 from cifar_fastai.data.loaders import cifar_dls
-from cifar_fastai.callback.distill import KD, Teacher, kd_loss
+from cifar_fastai.callback.distill import DKD, KD, Teacher, dkd_loss, kd_loss
 from cifar_fastai.learner import cifar_learner
 from cifar_fastai.callback.sam import SAM
 from cifar_fastai.serialize import save_tree
@@ -36,6 +36,57 @@ def test_is_torchs():
     want = nn.KLDivLoss(reduction='none')((z/3).log_softmax(1), (t/3).softmax(1)).sum(1)*9
     for r in ('mean', 'sum', 'none'):
         torch.testing.assert_close(kd_loss(z, t, 3, r), want if r=='none' else getattr(want, r)())
+
+def decoupled(z, p, t, T):
+    'TCKD and NCKD of one image with label `t`, from the definitions, in Python floats'
+    q,p = ([math.exp(v/T) for v in o] for o in (z, p))
+    q,p = ([v/sum(o) for v in o] for o in (q, p))
+    tckd = p[t]*math.log(p[t]/q[t]) + (1-p[t])*math.log((1-p[t])/(1-q[t]))
+    others = [i for i in range(len(p)) if i!=t]
+    nckd = sum(p[i]/(1-p[t])*math.log(p[i]/(1-p[t])/(q[i]/(1-q[t]))) for i in others)
+    return tckd*T*T,nckd*T*T
+
+@pytest.mark.parametrize('T', [1., 4.])
+@pytest.mark.parametrize('alpha,beta', [(1., 8.), (0.5, 0.), (0., 2.)])
+def test_decoupled(alpha, beta, T):
+    'Equal to a loop over images, for labels and for mixed targets, in each reduction'
+    torch.manual_seed(0)
+    z,p = torch.randn(2, 6, 7, dtype=torch.float64).mul(3).unbind()
+    y,probs = torch.tensor([0, 6, 3, 3, 1, 5]),torch.rand(6, 7, dtype=torch.float64)
+    probs[:,2:5] = 0
+    probs /= probs.sum(1, keepdim=True)
+    def one(i, t):
+        tckd,nckd = decoupled(z[i].tolist(), p[i].tolist(), t, T)
+        return alpha*tckd + beta*nckd
+    wants = {y:[one(i, t) for i,t in enumerate(y.tolist())],
+        probs:[sum(probs[i,t].item()*one(i, t) for t in range(7)) for i in range(6)]}
+    for targ,want in wants.items():
+        want = torch.tensor(want, dtype=torch.float64)
+        for r in ('mean', 'sum', 'none'):
+            torch.testing.assert_close(dkd_loss(z, p, targ, alpha, beta, T, r), want if r=='none' else getattr(want, r)(),
+                rtol=1e-12, atol=1e-12)
+
+def test_decoupled_parts_make_kd():
+    'KD = TCKD + (1-p_t) NCKD; a label is the class with probability 1; float32 with a teacher that is certain stays finite'
+    torch.manual_seed(0)
+    z,p = torch.randn(2, 6, 10, dtype=torch.float64).mul(4).unbind()
+    y = torch.randint(10, (6,))
+    tckd,nckd = (dkd_loss(z, p, y, a, 1-a, 3., 'none') for a in (1., 0.))
+    rest = 1-(p/3).softmax(1).gather(1, y[:,None])[:,0]
+    torch.testing.assert_close(tckd + rest*nckd, kd_loss(z, p, 3., 'none'), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(dkd_loss(z, p, nn.functional.one_hot(y, 10)), dkd_loss(z, p, y), rtol=1e-12, atol=1e-12)
+    z,p = torch.randn(6, 10, requires_grad=True),100*nn.functional.one_hot(y, 10).float()
+    for t in (y, nn.functional.one_hot(y, 10)):
+        for a,b in ((z, p), (100*z, -100*z.detach())): dkd_loss(a, b, t).backward()
+        assert z.grad.isfinite().all()
+
+@pytest.mark.parametrize('warmup,want', [(0.5, [0.5, 1, 1, 1]), (1, [0.25, 0.5, 0.75, 1]), (0.1, [1]*4), (0, [1]*4)])
+def test_warmup(warmup, want):
+    'The weight of the term rises from epoch to epoch over a fraction of the fit, in a second fit too'
+    learn,seen = learner(DKD(net(), warmup=warmup)),[]
+    learn.add_cb(Callback(before_train=lambda self: seen.append(self.dkd.weight)))
+    for _ in range(2): fit(learn, 4)
+    assert seen==2*want
 
 @pytest.mark.parametrize('kind', ['module', 'learner', 'best', 'checkpoint'])
 def test_sources(kind, tmp_path):
@@ -98,6 +149,9 @@ def test_same_autocast():
         '\'no.safetensors\' with weights of the teacher'), (lambda: KD(3), 'The teacher is a int'),
     (lambda: KD(net(), alpha=1.5), 'alpha is 1.5: it must be a number in [0, 1].'),
     (lambda: KD(net(), T=0), 'T is 0: it must be a number in [0.001, 1000].'),
+    (lambda: DKD(net(), beta=-1), 'beta is -1: it must be a number in [0, 1000].'),
+    (lambda: DKD(net(), warmup=20), 'warmup is 20: it must be a number in [0, 1].'),
+    (lambda: DKD('resnet20'), "The teacher 'resnet20' needs trained weights"),
     (lambda: KD(net(), path='x'), "path is 'x': it goes with the name of a backbone"),
     (lambda: KD('resnet20', path=3), 'path is 3: it must be the file')])
 def test_refused_when_made(made, said):
@@ -127,7 +181,8 @@ def test_refused_before_training(tmp_path):
     save_file(weights(create_model('lenet', 7)), tmp_path/'w.safetensors')
     student,bad = net(),KD('lenet', path=tmp_path/'w.safetensors')
     cases = [(KD(net(7)), 'has 7 classes and the student 10'), (KD(student), 'is the network that trains'),
-        ([KD(net()), KD(net())], 'each weigh the labels against a teacher'), (bad, 'weights of a lenet for 10 classes')]
+        ([KD(net()), KD(net())], 'each weigh the labels against a teacher'), (DKD(net(7)), 'has 7 classes and the student 10'),
+        ([DKD(net()), KD(net())], 'DKD.*KD.* each weigh the labels against a teacher'), (bad, 'weights of a lenet for 10 classes')]
     before = {n:p.detach().clone() for n,p in student.named_parameters()}
     for cbs,said in cases:
         with pytest.raises(UserError, match=said): fit(learner(cbs, student))

@@ -71,7 +71,7 @@ def value(draw, name, kind):
     if 'float' in kind: return draw(numbers)
     return draw(switches) if 'true_or_false' in kind or 'Switch' in kind or 'bool' in kind else draw(words)
 
-tricks = 'ASAM AutoAugment CutMix Cutout EMA Flip GradientClip KD LabelSmoothing Lookahead MixUp ProgressiveResize RICAP RandAugment RandomCrop RandomErasing RandomResizedCrop ResizeMix \
+tricks = 'AGC ASAM AutoAugment CutMix Cutout DKD EMA Flip GradientClip KD LabelSmoothing LookSAM Lookahead MixUp ProgressiveResize RICAP RandAugment RandomCrop RandomErasing RandomResizedCrop ResizeMix \
 SAM SWA ShakeDrop StochasticDepth TrivialAugment OneOf Chain'.split()
 literals = one_of(sampled_from(['0', '1', '0.5', '-1', '2', '1e999', '-1e999', '10**30', '1e308', '9'*30, '9'*5000,
     'None', 'True', "'x'", "'lenet'", "'CPU'", "b'x'", '()', '(0.1, 0.2)', '(1, 2, 3)', '[]', '{}',
@@ -82,7 +82,7 @@ parameters = 'rho alpha beta p k eps decay start max_norm size length holes side
 
 valid = ['EMA(0.9)', 'SAM(0.05)', 'MixUp(0.4)', 'CutMix(p=0.5)', 'Cutout(8)', 'Lookahead(k=3)', 'GradientClip(1.)',
     'OneOf(MixUp(), CutMix())', 'RandAugment(2)', 'ShakeDrop', 'ASAM()', 'RICAP(0.3)', 'LabelSmoothing(0.1)',
-    'RandomErasing', 'Flip()', 'RandomCrop(4)', 'StochasticDepth(0.8)', "KD('lenet')", 'TrivialAugment', 'SWA()']
+    'RandomErasing', 'Flip()', 'RandomCrop(4)', 'StochasticDepth(0.8)', "KD('lenet')", "DKD('lenet')", 'TrivialAugment', 'SWA()']
 
 @composite
 def call(draw):
@@ -359,7 +359,7 @@ def trick_arguments(draw):
     name = draw(sampled_from(tricks[:-2]))
     k = draw(lists(st.tuples(integers(0, 9), objects), min_size=1, max_size=2))
     code = f'ps = list(inspect.signature({name}).parameters)\n' + 'kw = {}\n' + ''.join(f'if ps: kw[ps[{i}%len(ps)]] = {v}\n' for i,v in k)
-    if name=='KD':
+    if name in ('DKD', 'KD'):
         code += 'if "teacher" in ps and "teacher" not in kw: kw["teacher"] = create_model("lenet", n_out=10)\n'
     return code + learner + f'learn = cifar_learner("toynet_s1_k3", dls, cbs={name}(**kw))\n{fit}learn.fit(1, 0.01)'
 

@@ -158,7 +158,7 @@ class Nested(Callback):
 
 events = 'before_fit before_epoch before_train before_batch after_pred after_loss after_backward before_step after_batch after_train before_validate after_validate after_epoch after_fit'.split()
 
-representative = {'SAM', 'MixUp', 'EMA', 'SWA', 'KD', 'ShakeDrop', 'RandAugment', 'Flip', 'ProgressiveResize',
+representative = {'SAM', 'MixUp', 'EMA', 'SWA', 'KD', 'DKD', 'ShakeDrop', 'RandAugment', 'Flip', 'ProgressiveResize',
     'Lookahead', 'RunLog', 'Checkpoint', 'SaveModel', 'Accumulation'} # one of each kind; the others are slow tests
 
 @pytest.mark.parametrize('name', [n if n in representative else pytest.param(n, marks=pytest.mark.slow)
@@ -194,7 +194,7 @@ def test_no_event_of_a_fit_inside(activity, tmp_path):
         'after_cancel_fit'}
     assert activity=='export' or 'before_validate' in log.seen
 
-@pytest.mark.parametrize('name', ['KD', 'SWA', 'ShakeDrop'])
+@pytest.mark.parametrize('name', ['DKD', 'KD', 'SWA', 'ShakeDrop'])
 def test_inside_inference(name, tmp_path):
     'Inference within the inference of another callback'
     ends = []
@@ -259,7 +259,7 @@ def figures(model, dl):
 
 @pytest.mark.parametrize('event', ['after_batch', 'after_pred', 'after_epoch', 'after_train', 'before_validate'])
 @pytest.mark.parametrize('name',
-    ['LabelSmoothing', 'ShakeDrop', 'StochasticDepth', 'KD', 'EMA', 'SWA', 'SAM', 'MixUp', 'Lookahead'])
+    ['LabelSmoothing', 'ShakeDrop', 'StochasticDepth', 'KD', 'DKD', 'EMA', 'SWA', 'SAM', 'MixUp', 'Lookahead'])
 def test_figures_inside(name, event, tmp_path):
     'In the training part those of the plain model with the training weights, after it of the average'
     weights = []

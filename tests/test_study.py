@@ -379,6 +379,14 @@ def test_teacher():
         exps='exps', gpu='cpu', bar=False)
     assert RunFolder(by_hand).read().accuracy==s.run_folder(s.arms[1], 0).read().accuracy
 
+def test_teacher_of_dkd():
+    'Every trick that needs a trained network gets it, and KD and DKD share it'
+    res = small("DKD('toynet_s1_k3', beta=2)", "KD('toynet_s1_k3')", name='s', seeds=1)
+    teacher = next(Path('studies/s/runs').glob('model-toynet_s1_k3-*'))
+    got = [res.study.run_folder(a, 0).read().config['tricks'][0] for a in res.study.arms[1:]]
+    ends = f"path='{teacher}/0/last.safetensors')"
+    assert got==[f"DKD(teacher='toynet_s1_k3', beta=2.0, {ends}", f"KD(teacher='toynet_s1_k3', {ends}"]
+
 def test_unknown_teacher():
     with pytest.raises(UserError, match="There is no backbone 'lenett': did you mean 'lenet'"): small("KD('lenett')")
 

@@ -97,12 +97,14 @@ def create_arm(
     return Arm(text, replace(cfg, tricks=[*cfg.tricks, *map(str, calls)]))
 
 # %% ../../nbs/77_studies.study.ipynb #26578901
-def _is_untrained(call):
-    return call.name=='KD' and isinstance(call.kwargs.get('teacher'), str) and 'path' not in call.kwargs
+def _untrained(call):
+    "The backbone in the parameter `trained` of a trick, if it has no weights yet"
+    net = call.kwargs.get(registry_table()['trick'].get(call.name, {}).get('trained'))
+    return net if isinstance(net, str) and 'path' not in call.kwargs else None
 
 def teacher_name(cfg:RunConfig)->str|None: # name of a backbone
     "The teacher that a configuration needs and that is not trained yet"
-    return next((c.kwargs['teacher'] for s in cfg.tricks for c in parse_calls(s) if _is_untrained(c)), None)
+    return next((_untrained(c) for s in cfg.tricks for c in parse_calls(s) if _untrained(c)), None)
 
 def with_teacher(
     cfg:RunConfig, # configuration
@@ -110,8 +112,8 @@ def with_teacher(
 )->RunConfig:
     "The configuration with the weights of its teacher"
     calls = [c for s in cfg.tricks for c in parse_calls(s)]
-    if path is None: calls = [c for c in calls if not _is_untrained(c)]
-    else: calls = [c._replace(kwargs={**c.kwargs, 'path':str(path)}) if _is_untrained(c) else c for c in calls]
+    if path is None: calls = [c for c in calls if not _untrained(c)]
+    else: calls = [c._replace(kwargs={**c.kwargs, 'path':str(path)}) if _untrained(c) else c for c in calls]
     return replace(cfg, tricks=[*map(str, calls)])
 
 # %% ../../nbs/77_studies.study.ipynb #cb9cad0a
