@@ -30,6 +30,7 @@ for epoch in range(n_epoch):
         mix           12       # y becomes class probabilities
         resize        13
         pred = model(x)        # random depth and shaking act inside
+        standardize    3       # WeightStandardization: what `average` leaves is standardized
         # after_pred, after_loss
         loss = loss_func(pred, y)
         smooth        14       # changes the loss function for the training part of the epoch

@@ -6,6 +6,7 @@ import hashlib, math, random
 from contextlib import nullcontext
 import numpy as np,torch,torch.nn.functional as F
 import torchvision.transforms.v2 as tv
+from torch.nn.utils import parametrize
 
 def hashed_key(*parts): return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), 'big')//2
 
@@ -297,6 +298,21 @@ class Whiten(Hand):
         for k,v in enumerate([*half, *(-v for v in half)]): self.w[k] = v.view_as(self.w[k])
 
     def end(self, model): self.w.requires_grad_(True)
+
+class Standardized(torch.nn.Module):
+    'Weights of an output channel, one channel after the other'
+    def __init__(self, eps):
+        super().__init__()
+        self.eps = eps
+    def forward(self, w): return torch.stack([(c-c.mean())/(((c-c.mean())**2).mean()+self.eps).sqrt() for c in w])
+
+class WeightStandardization(Hand):
+    "The weights that are trained are torch's parametrization; at the end the standardized ones take their place"
+    place = -0.5
+    def start(self, model):
+        self.convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.weight.requires_grad]
+        for m in self.convs: parametrize.register_parametrization(m, 'weight', Standardized(self.t.eps))
+    def end(self, model): [parametrize.remove_parametrizations(m, 'weight') for m in self.convs]
 
 class ShakeDrop(Hand):
     "Branches are multiplied by factors drawn once a batch, over their expectation"
