@@ -44,6 +44,7 @@ for epoch in range(n_epoch):
         # after_step
         lookahead     50       # steps back towards the slow weights
         average       60       # sees the weights that the next batch starts from
+        ghost         61       # GhostBatchNorm: ends before SWA measures whole batches
     validate           5       # ValidateEvery leaves the validation of this epoch out
     dls.valid                  # with the averaged weights, if there are any
     # after_epoch

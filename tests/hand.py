@@ -314,6 +314,25 @@ class WeightStandardization(Hand):
         for m in self.convs: parametrize.register_parametrization(m, 'weight', Standardized(self.t.eps))
     def end(self, model): [parametrize.remove_parametrizations(m, 'weight') for m in self.convs]
 
+class GhostBatchNorm(Hand):
+    "Each part of a batch is normalised by its own mean and variance, and moves the running statistics by a tenth"
+    def start(self, model):
+        self.norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for m in self.norms: m.forward = lambda x, m=m: self.normalise(m, x)
+    def normalise(self, m, x):
+        n = max(1, len(x)//self.t.size)
+        sizes = [len(x)//n + (i<len(x)%n) for i in range(n)]
+        return torch.cat([self.part(m, o.to(m.weight.dtype)).to(x.dtype) for o in x.split(sizes)])
+    def part(self, m, o):
+        mean = o.mean((0,2,3), keepdim=True)
+        var,k = ((o-mean)**2).mean((0,2,3), keepdim=True),o.numel()//o.shape[1]
+        m.running_mean.copy_(0.9*m.running_mean + 0.1*mean.detach().flatten())
+        m.running_var.copy_(0.9*m.running_var + 0.1*var.detach().flatten()*k/(k-1))
+        m.num_batches_tracked += 1
+        return (o-mean)/(var+m.eps).sqrt()*m.weight[:,None,None] + m.bias[:,None,None]
+    def end(self, model):
+        for m in self.norms: del m.forward
+
 class ShakeDrop(Hand):
     "Branches are multiplied by factors drawn once a batch, over their expectation"
     def start(self, model):

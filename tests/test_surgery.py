@@ -4,7 +4,7 @@ from torch import nn
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from cifar_fastai.callback.average import EMA, SWA
-from cifar_fastai.callback.surgery import WeightStandardization, standardize_weight
+from cifar_fastai.callback.surgery import GhostBatchNorm, WeightStandardization, ghost_batch_norm, standardize_weight
 from cifar_fastai.callback.whiten import Whiten
 from cifar_fastai.core import UserError
 from cifar_fastai.data.loaders import cifar_dls
@@ -83,7 +83,40 @@ def test_stored_weights(tmp_path):
     fit(learn) # the same function, up to eps
     assert_standardized(learn.model)
 
+# ghost batch normalisation
+
+@pytest.mark.parametrize('b,parts', [(1, [1]), (7, [7]), (8, [4, 4]), (11, [6, 5]), (13, [5, 4, 4])])
+def test_parts(b, parts):
+    'None smaller than the size, as equal as possible; the running statistics are those of small batches in turn'
+    bn = nn.BatchNorm2d(3).double()
+    twin = copy.deepcopy(bn)
+    x = torch.randn(b, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = ghost_batch_norm(bn, x, 4)
+    torch.testing.assert_close(y, torch.cat([twin(o) for o in x.split(parts)]))
+    for u,v in zip(bn.buffers(), twin.buffers()): torch.testing.assert_close(u, v)
+
+def test_running_mean_is_the_papers():
+    'Algorithm 1: the old mean weighs (1-m)^n, that of part i of n m(1-m)^(n-1-i)'
+    bn,x = nn.BatchNorm1d(2, momentum=0.3).double(),torch.randn(12, 2, dtype=torch.float64)
+    bn.running_mean += 5
+    ghost_batch_norm(bn, x, 4)
+    want = 0.7**3*5 + sum(0.3*0.7**(2-i)*o.mean(0) for i,o in enumerate(x.split(4)))
+    torch.testing.assert_close(bn.running_mean, want)
+
+def test_layers_in_evaluation_mode():
+    'A frozen BatchNorm in evaluation mode, and validation, use the running statistics of the plain layer'
+    class Frozen(Callback):
+        order = -5
+        def before_train(self): self.model[0][1].eval()
+    learn = our_learner([GhostBatchNorm(4), Frozen()])
+    before = [b.clone() for b in learn.model[0][1].buffers()]
+    fit(learn, 2)
+    assert all(map(torch.equal, before, learn.model[0][1].buffers()))
+    assert learn.validate()[0]==pytest.approx(learn.recorder.values[-1][1], rel=1e-6)
+
 def test_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     with pytest.raises(UserError, match='WeightStandardization needs a network with convolutions'):
         cifar_learner(net, cifar_dls('digits', fraction=0.02), cbs=WeightStandardization())
+    with pytest.raises(UserError, match='GhostBatchNorm needs a network with BatchNorm'):
+        cifar_learner(net, cifar_dls('digits', fraction=0.02), cbs=GhostBatchNorm())
