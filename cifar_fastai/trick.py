@@ -30,6 +30,7 @@ for epoch in range(n_epoch):
         mix           12       # y becomes class probabilities
         resize        13
         pred = model(x)        # random depth and shaking act inside
+        standardize    3       # WeightStandardization: what `average` leaves is standardized
         # after_pred, after_loss
         loss = loss_func(pred, y)
         smooth        14       # changes the loss function for the training part of the epoch
@@ -43,6 +44,7 @@ for epoch in range(n_epoch):
         # after_step
         lookahead     50       # steps back towards the slow weights
         average       60       # sees the weights that the next batch starts from
+        ghost         61       # GhostBatchNorm: ends before SWA measures whole batches
     validate           5       # ValidateEvery leaves the validation of this epoch out
     dls.valid                  # with the averaged weights, if there are any
     # after_epoch

@@ -6,6 +6,7 @@ import hashlib, math, random
 from contextlib import nullcontext
 import numpy as np,torch,torch.nn.functional as F
 import torchvision.transforms.v2 as tv
+from torch.nn.utils import parametrize
 
 def hashed_key(*parts): return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), 'big')//2
 
@@ -363,6 +364,40 @@ class Whiten(Hand):
         for k,v in enumerate([*half, *(-v for v in half)]): self.w[k] = v.view_as(self.w[k])
 
     def end(self, model): self.w.requires_grad_(True)
+
+class Standardized(torch.nn.Module):
+    'Weights of an output channel, one channel after the other'
+    def __init__(self, eps):
+        super().__init__()
+        self.eps = eps
+    def forward(self, w): return torch.stack([(c-c.mean())/(((c-c.mean())**2).mean()+self.eps).sqrt() for c in w])
+
+class WeightStandardization(Hand):
+    "The weights that are trained are torch's parametrization; at the end the standardized ones take their place"
+    place = -0.5
+    def start(self, model):
+        self.convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.weight.requires_grad]
+        for m in self.convs: parametrize.register_parametrization(m, 'weight', Standardized(self.t.eps))
+    def end(self, model): [parametrize.remove_parametrizations(m, 'weight') for m in self.convs]
+
+class GhostBatchNorm(Hand):
+    "Each part of a batch is normalised by its own mean and variance, and moves the running statistics by a tenth"
+    def start(self, model):
+        self.norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for m in self.norms: m.forward = lambda x, m=m: self.normalise(m, x)
+    def normalise(self, m, x):
+        n = max(1, len(x)//self.t.size)
+        sizes = [len(x)//n + (i<len(x)%n) for i in range(n)]
+        return torch.cat([self.part(m, o.to(m.weight.dtype)).to(x.dtype) for o in x.split(sizes)])
+    def part(self, m, o):
+        mean = o.mean((0,2,3), keepdim=True)
+        var,k = ((o-mean)**2).mean((0,2,3), keepdim=True),o.numel()//o.shape[1]
+        m.running_mean.copy_(0.9*m.running_mean + 0.1*mean.detach().flatten())
+        m.running_var.copy_(0.9*m.running_var + 0.1*var.detach().flatten()*k/(k-1))
+        m.num_batches_tracked += 1
+        return (o-mean)/(var+m.eps).sqrt()*m.weight[:,None,None] + m.bias[:,None,None]
+    def end(self, model):
+        for m in self.norms: del m.forward
 
 class ShakeDrop(Hand):
     "Branches are multiplied by factors drawn once a batch, over their expectation"

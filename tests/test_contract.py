@@ -40,7 +40,8 @@ def teacher():
 arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), LookSAM=dict(k=2, rho=0.3),
     KD=lambda: dict(teacher=teacher(), T=3.), DKD=lambda: dict(teacher=teacher(), beta=2., T=3., warmup=1.),
     EMA=dict(decay=0.9),
-    SWA=dict(start=0.), Lookahead=dict(k=2), GradientClip=dict(max_norm=0.5))
+    SWA=dict(start=0.), Lookahead=dict(k=2), GradientClip=dict(max_norm=0.5),
+    GhostBatchNorm=dict(size=3))
 # settings with which a trick takes another way: name and a word; they are held to what each trick is held to alone
 others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode='reflect'),
     'AutoAugment svhn':dict(policy='svhn'),

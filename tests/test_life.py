@@ -159,7 +159,8 @@ class Nested(Callback):
 events = 'before_fit before_epoch before_train before_batch after_pred after_loss after_backward before_step after_batch after_train before_validate after_validate after_epoch after_fit'.split()
 
 representative = {'SAM', 'MixUp', 'EMA', 'SWA', 'KD', 'DKD', 'ShakeDrop', 'RandAugment', 'Flip', 'ProgressiveResize',
-    'Lookahead', 'RunLog', 'Checkpoint', 'SaveModel', 'Accumulation'} # one of each kind; the others are slow tests
+    'Lookahead', 'WeightStandardization', 'RunLog', 'Checkpoint', 'SaveModel', 'Accumulation'}
+# one of each kind; the others are slow tests
 
 @pytest.mark.parametrize('name', [n if n in representative else pytest.param(n, marks=pytest.mark.slow)
     for n in callbacks])
