@@ -30,6 +30,7 @@ for epoch in range(n_epoch):
         mix           12       # y becomes class probabilities
         resize        13
         pred = model(x)        # random depth and shaking act inside
+        mix_features   3       # ManifoldMixUp, inside as well: y becomes class probabilities before
         # after_pred, after_loss
         loss = loss_func(pred, y)
         smooth        14       # changes the loss function for the training part of the epoch

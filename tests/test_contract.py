@@ -139,9 +139,10 @@ def test_own_random_numbers(name):
 # Tricks of which a Learner takes one, by the reason that it gives
 exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment svhn', 'RandAugment', 'TrivialAugment'],
     'both crop the images':['RandomCrop', 'RandomCrop reflect', 'RandomResizedCrop'],
-    'together have no single meaning':['CutMix', 'CutMix per image', 'MixUp', 'MixUp per image', 'RICAP', 'ResizeMix'],
+    'together have no single meaning':['CutMix', 'CutMix per image', 'ManifoldMixUp', 'MixUp', 'MixUp per image', 'RICAP', 'ResizeMix'],
     'each decide where the one gradient of a step is taken':['ASAM', 'SAM'],
     'each say which weights the model has after training':['EMA', 'SWA'],
+    'teacher of KD':['KD', 'ManifoldMixUp'],
     'both disturb the residual branches':['ShakeDrop', 'StochasticDepth']}
 
 def same_kind(a, b): return a.split()[0]==b.split()[0]
