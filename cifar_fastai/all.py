@@ -25,6 +25,7 @@ from .optimizers import LARS, AdaBound, AdaBoundW, Lion, Muon, create_opt_func, 
 from .schedules import (PolicyScheduler, cosine, cosine_restarts, epochwise, multistep, plot_policy, policies, policy_values,
     triangular, warmcosine, warmup_multistep)
 from .callback.mixers import Chain, CutMix, Mixer, MixUp, OneOf, ResizeMix, RICAP
+from .callback.manifold import ManifoldMixUp
 from .callback.sam import ASAM, SAM, LookSAM, SecondPass
 from .callback.distill import DKD, KD, TeacherTrick
 from .callback.average import EMA, SWA, Averager, Lookahead, update_bn

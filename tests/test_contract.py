@@ -143,14 +143,16 @@ def test_own_random_numbers(name):
 # Tricks of which a Learner takes one, by the reason that it gives
 exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment svhn', 'RandAugment', 'TrivialAugment'],
     'both crop the images':['RandomCrop', 'RandomCrop reflect', 'RandomResizedCrop'],
-    'together have no single meaning':['CutMix', 'CutMix per image', 'MixUp', 'MixUp per image', 'MixUp window',
-        'RICAP', 'ResizeMix'],
+    'together have no single meaning':['CutMix', 'CutMix per image', 'ManifoldMixUp', 'MixUp', 'MixUp per image',
+        'MixUp window', 'RICAP', 'ResizeMix'],
     'each decide where the one gradient of a step is taken':['ASAM', 'LookSAM', 'SAM',
         'SAM every', 'SAM norm', 'SAM window'],
     'each say which weights the model has after training':['EMA', 'EMA window', 'SWA'],
     'both disturb the residual branches':['ShakeDrop', 'ShakeDrop window', 'StochasticDepth'],
     'both limit the gradient of a step':['AGC', 'GradientClip'],
-    'each weigh the labels against a teacher':['DKD', 'KD', 'KD window']}
+    'each weigh the labels against a teacher':['DKD', 'KD', 'KD window'],
+    'the teacher of KD':['KD', 'ManifoldMixUp'], 'the teacher of DKD':['DKD', 'ManifoldMixUp'],
+    'does not see it':['KD window', 'ManifoldMixUp']}
 
 def same_kind(a, b): return a.split()[0]==b.split()[0]
 

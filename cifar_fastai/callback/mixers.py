@@ -33,6 +33,7 @@ def mixup(
 class Mixer(LossTrick):
     "Mixes images and targets of a training batch: a subclass defines `mix`"
     order,group,off = step_order.mix,'mixer',False
+    combines = True # can it be a part of OneOf or Chain?
     conflict = ('{names} together have no single meaning: use OneOf({names}) to draw one per batch, '
         'or Chain({names}) to apply them in turn.')
 
@@ -248,6 +249,9 @@ class _Several(Mixer):
         for m in mixers:
             if not isinstance(m, Mixer):
                 raise UserError(f'{type(self).__name__} was given {short(m)}: it takes mixers, as in {names}.')
+            if not m.combines:
+                raise UserError(f'{m!r} mixes inside the network and cannot be a part of {type(self).__name__}: use it '
+                    'alone.')
         if not mixers: raise UserError(f'{type(self).__name__} was given nothing: it takes mixers, as in {names}.')
         self.mixers = mixers
         kinds = [type(m).__name__ for m in mixers]
