@@ -396,6 +396,7 @@ class WeightStandardization(Hand):
 
 class GhostBatchNorm(Hand):
     "Each part of a batch is normalised by its own mean and variance, and moves the running statistics by a tenth"
+    place = 9.5 # ends before the averages measure statistics
     def start(self, model):
         self.norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for m in self.norms: m.forward = lambda x, m=m: self.normalise(m, x)
@@ -525,6 +526,6 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
                 p.sub_(lr*velocity[n])
         for h in hs: h.after_step(model)
         if i%len(batches)==0: [h.after_epoch(model, batches) for h in hs]
-    for h in started:
+    for h in reversed(started): # what began last ends first
         if h in every: h.end(model)
     return velocity
