@@ -464,8 +464,9 @@ def cifar_tricks(
         shown = {k:v for k,v in params.items() if k not in window}
         return f"{name}({', '.join('*' if k=='*' else f'{k}={v!r}' for k,v in shown.items())})"
     print(_table([dict(trick=call(k, **v), summary=v['doc']) for k,v in table.items()]))
-    print('Each takes start and end too, the fractions of the fit between which it acts; EMA has no end, and SWA and '
-        'Whiten have neither.')
+    without = {o:', '.join(k for k,v in table.items() if o not in v['params']) for o in ('start', 'end')}
+    print('Parameters of all: start and end, the fractions of the fit between which a trick acts'
+        + ''.join(f'; no {o}: {names}' for o,names in without.items() if names) + '.')
 
 # %% ../nbs/90_cli.ipynb #29888076
 @command

@@ -46,6 +46,7 @@ def standardize_weight(
 class WeightStandardization(ForwardTrick):
     "Standardize the weights of every output channel of the convolutions (1903.10520)"
     order,off_kwargs,raw = step_order.standardize,dict(min_fan_in=10**9),None
+    window_params = ('start',) # without an end: the network would train on from weights of another norm
     def __init__(self,
         eps:float=1e-5, # added to the variance
         min_fan_in:int=2, # convolutions with fewer weights per output channel are left as they are
