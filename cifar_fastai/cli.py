@@ -408,10 +408,11 @@ def cifar_evaluate(
     out:str=None, # folder for evaluation.json, confusion.csv and evaluation.png
     test:str=None, # other test images: cifar10.1, cifar10.1_v4, cifair10, cifair100, or any data set, folder or archive
     corrupted:str=None, # accuracy under the corruptions of cifar10c, cifar100c, or a folder or archive of their files
+    precision:str=None, # fp32, bf16 or fp16 (default: of each run, as in its validation)
 ):
     "Evaluate runs on their test images, or on those of another data set: accuracy, calibration, robustness"
     from cifar_fastai.studies.evaluate import evaluate
-    e = evaluate(runs, tta, robustness, weights, root, test, corrupted)
+    e = evaluate(runs, tta, robustness, weights, root, test, corrupted, precision)
     print(e)
     if out: print(f"{', '.join(map(str, e.save(out)))}")
 
