@@ -483,7 +483,7 @@ def cifar_bench(
 ):
     "Measure the cost of an epoch, of each trick and of augmentation, relative to a bare PyTorch loop"
     from cifar_fastai.zoo.registry import create_model
-    from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,peer_cost,save_bench
+    from cifar_fastai.bench import all_tricks, data_cost, epoch_cost, peer_cost, peer_work, save_bench
     from cifar_fastai.data.loaders import cifar_dls
     from cifar_fastai.serialize import check_output
     check_output(out)
@@ -499,3 +499,4 @@ def cifar_bench(
             idle='GPU idle')
         return {k:name} | {what:f'{r[o]:.3f}' for o,what in columns.items() if o in r}
     for k,v in figures.items(): print(_table([row(k, name, r) for name,r in v.items()]), end='\n\n')
+    if peers: print(*(f'{k}: {peer_work[k]}' for k in figures['peers']), sep='\n')
