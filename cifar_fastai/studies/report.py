@@ -35,6 +35,7 @@ def _sweeps():
     "Id -> the experiment and its variants, if it is a sweep"
     return {e.id:{v.id:v for v in [e, *variants(e)]} for e in [*experiments(), *experiments('speedrun/*')]}
 
+@cache
 def _rows(): return {k:v for o in _sweeps().values() for k,v in o.items()}
 
 # %% ../../nbs/74_studies.report.ipynb #ebbd56b4
@@ -337,13 +338,14 @@ def plot_curves(self:Section,
 _changed = ('These runs are not the published rows. The published figures belong to the full rows and are shown for '
     'reference only.')
 _means = 'Accuracies are means over the seeds, in percent, ± the standard deviation between seeds.'
-_best = 'A published figure is the best test epoch of one run: it compares with the best epoch here, which is '\
-    'optimistic in the same way.'
-_views = 'The published figure of a fast recipe is a mean after the last epoch, averaged over views of each image '\
-    '(test-time augmentation): it compares with the last epoch with its views.'
-_verdicts = ('Differences are in percentage points, after the last epoch, from the baseline row of the table, paired by seed, '
-    "with 95% intervals that are not adjusted. The verdict is the paired t-test at 5%, adjusted by Holm's method for "
-    'the rows of one baseline; it holds if the number of seeds was fixed before any result was looked at.')
+_best = ('A published figure is the best test epoch of one run: it compares with the best epoch here, which is '
+    'optimistic in the same way.')
+_views = ('The published figure of a fast recipe is a mean after the last epoch, averaged over views of each image '
+    '(test-time augmentation): it compares with the last epoch with its views.')
+_verdicts = ('Differences are in percentage points, after the last epoch, from the baseline row of the table, '
+    'paired by seed, with 95% intervals that are not adjusted. The verdict is the paired t-test at 5%, adjusted by '
+    "Holm's method for the rows of one baseline; it holds if the number of seeds was fixed before any result was "
+    'looked at.')
 
 # %% ../../nbs/74_studies.report.ipynb #08e68520
 @dataclass(frozen=True, repr=False)
