@@ -476,6 +476,18 @@ def test_a_setting_younger_than_the_run(tmp_path):
     (f/'config.yaml').write_text(re.sub('drop_last: .*\n', '', (f/'config.yaml').read_text()))
     assert read_run(f).config['drop_last'] is False and report_runs(tmp_path).sections[0].title=='Table 3.9'
 
+def test_looking_early_is_stated(tmp_path):
+    "The report says what the verdicts assume, and the simulated error if that does not hold; three seeds allow one look"
+    from cifar_fastai.studies.stats import false_positive_rate
+    for s in range(8):
+        write_run(tmp_path/'a', base, s, (.5,.9+s%3/100))
+        write_run(tmp_path/'a', cutout, s, (.5,.9+s%2/100))
+    text = report_runs(tmp_path/'a', '3.9').markdown()
+    assert 'it holds if the number of seeds was fixed before any result was looked at' in text
+    assert f'in {false_positive_rate(range(3, 9)):.0%} of comparisons over 8 seeds' in text
+    text = report_runs(sweep(tmp_path/'b'), '3.9').markdown()
+    assert 'fixed before any result' in text and 'Looking' not in text
+
 def test_runs_of_the_fast_recipe():
     "They have a page of their own, with the accuracy of the views that the published figure has; all stored runs are on it"
     stored = Path(__file__).parents[1]/'nbs/runs/speedrun'

@@ -100,7 +100,8 @@ def measures(
     "Accuracy, top-5, negative log likelihood and expected calibration error"
     top = probs.topk(min(5, probs.shape[1]), dim=1).indices
     nll = -probs.gather(1, y[:,None]).clamp(min=1e-12).log().mean()
-    return dict(accuracy=float((top[:,0]==y).double().mean()), top5=float((top==y[:,None]).any(1).double().mean()),
+    hits = probs.argmax(1)==y # of equal probabilities, `topk` may list another first
+    return dict(accuracy=float(hits.double().mean()), top5=float((top==y[:,None]).any(1).double().mean()),
         nll=float(nll), ece=calibration_error(probs, y))
 
 # %% ../../nbs/76_studies.evaluate.ipynb #0651fddc
