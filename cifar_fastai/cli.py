@@ -309,11 +309,12 @@ def cifar_reproduce(
 
 # %% ../nbs/90_cli.ipynb #ceff4c69
 def _listed(rows):
-    "Table of rows, with their published figures and commands"
+    "Table of rows, with their published figures"
     def figure(e):
         top1,error = e.published['top1'],e.published['error']
         return '' if top1 is None and error is None else f'{top1 if top1 is not None else 100-error:.2f}'
-    return _table([{'row':e.id, 'top-1, %':figure(e), 'command':f'cifar-reproduce --rows {e.id}'} for e in rows])
+    table = _table([{'row':e.id, 'top-1, %':figure(e)} for e in rows])
+    return f'{table}\nOne of them is run by cifar-reproduce --rows ROW.'
 
 def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.items() if v is not None]
 

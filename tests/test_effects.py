@@ -3,7 +3,7 @@ import math
 import numpy as np, pytest
 from scipy import stats
 from cifar_fastai.runs.folder import TestResult
-from cifar_fastai.studies.effects import compare_arms, difference_text, mean_text, p_text
+from cifar_fastai.studies.effects import compare_arms, difference_text, mean_text, p_text, run_labels, text_table
 from cifar_fastai.studies.stats import detectable, holm
 
 class FakeRun:
@@ -92,3 +92,21 @@ def test_power_of_the_verdict():
 def test_p_text(p, text): assert p_text(p)==text
 
 def test_mean_text(): assert mean_text(91.26, 0.449)=='91.3 ± 0.4' and mean_text(1.23456, math.nan, 3)=='1.235'
+
+@pytest.mark.parametrize('n,long', [(1, 1), (2, 10), (9, 3), (12, 60), (30, 150)])
+def test_a_table_is_not_wider_than_a_page(n, long):
+    'Every cell is there once, wrapped where it has to be; the first column names the rows of every part'
+    made = {'run':['a'*long, 'b_'*long]} | {f'heading of {i}':[f'{i}.{"x"*long}', ''] for i in range(n)}
+    text = text_table(made)
+    assert max(map(len, text.splitlines()))<=100
+    letters = ''.join(text.split())
+    assert all(letters.count(str(i)+'.x')>=1 for i in range(n)) and letters.count('x')==n*long
+    assert letters.count('a'*3 if long>2 else 'a')>=text.count('\n\n')
+
+def test_a_small_table():
+    assert text_table(dict(run=['a', 'bc'], x=['1.5', '10.2']))=='run       x\na       1.5\nbc     10.2'
+
+def test_run_labels():
+    'The ends of the paths, and more of them where they do not tell the runs apart'
+    assert run_labels(['e/f/a/1', 'e/f/a/2'])==['a/1', 'a/2'] and run_labels(['e/a/1', 'f/a/1'])==['e/a/1', 'f/a/1']
+    assert run_labels(['e/a/1', 'e/a/1'])==['a/1']*2 and run_labels(['x/y/a/1', 'ensemble of 2'])==['a/1', 'ensemble of 2']

@@ -94,6 +94,12 @@ def test_precision(tmp_path, capsys, precision, dtype):
     cifar_evaluate(argv=[str(folder), '--precision', 'fp32'])
     assert f'Precision: fp32 (training: {precision}).' in capsys.readouterr().out
 
+def test_table(runs):
+    'Runs are named without the path; a table with many columns is continued below'
+    text = evaluate(runs, robustness=True).table()
+    assert max(map(len, text.splitlines()))<=100 and 'a/0' in text and 'exps' not in text
+    assert all(o in text for o in (*corruptions, 'ece', 'ensemble of 2'))
+
 def test_each_network_is_run_once(runs, monkeypatch):
     "The accuracy of an ensemble under corruptions needs no second pass over its members; by hand"
     calls,probs = [],studies_evaluate._probs

@@ -476,6 +476,21 @@ def test_a_setting_younger_than_the_run(tmp_path):
     (f/'config.yaml').write_text(re.sub('drop_last: .*\n', '', (f/'config.yaml').read_text()))
     assert read_run(f).config['drop_last'] is False and report_runs(tmp_path).sections[0].title=='Table 3.9'
 
+def test_text_is_not_wider_than_a_page(tmp_path, capsys):
+    'Tables of a report and of a comparison in a terminal, with long names of runs; runs are named without the path'
+    from cifar_fastai.cli import cifar_compare, cifar_report
+    exps = tmp_path/('deep_'*20)
+    for row in (base, cutout):
+        folders = [write_run(exps, row, s, (.5,.9+s/100), name=f'{row[4:]}_'+'long_'*30, optimizer='adamw(betas=(0.8, 0.99), eps=1e-07)',
+            epochs=5) for s in range(1, 4)]
+    other = write_run(exps, cutout, 9, name='b'*190, epochs=7, lr=0.2)
+    cifar_report(argv=['--exps', str(exps), '--out', str(tmp_path/'out')])
+    text = capsys.readouterr().out.split('Without a finished run')[0]
+    assert max(map(len, text.splitlines()))<=100 and 'ss64_orgin' in text and 'cannot be told' in text
+    cifar_compare(argv=[str(folders[0]), str(other)])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines()))<=100 and 'deep_' not in text and 'ss64_c_' in text and 'adamw' in text
+
 def test_looking_early_is_stated(tmp_path):
     "The report says what the verdicts assume, and the simulated error if that does not hold; three seeds allow one look"
     from cifar_fastai.studies.stats import false_positive_rate

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fastai.basics import *
 from matplotlib.figure import Figure
 from ..runs.folder import *
+from .effects import *
 from .report import *
 
 # %% ../../nbs/79_studies.compare.ipynb #46b3db3e
@@ -44,8 +45,7 @@ class Comparison:
 # %% ../../nbs/79_studies.compare.ipynb #d4f617ca
 def _pair_table(rows, names):
     "A table with one column per run, as text"
-    df = pd.DataFrame([tuple(map(str, v)) for v in rows.values()], index=[*rows], columns=names)
-    return df.to_markdown(tablefmt='plain', disable_numparse=True)
+    return text_table({'':[*rows]} | {k:[str(v[i]) for v in rows.values()] for i,k in enumerate(names)})
 
 def _reached(run):
     "The results of a run"
@@ -65,7 +65,7 @@ def _divergence(c):
 # %% ../../nbs/79_studies.compare.ipynb #637ca307
 @patch
 def __str__(self:Comparison):
-    names = [str(o.folder) for o in (self.a, self.b)]
+    names = [f'{k}: {o}' for k,o in zip('ab', run_labels([self.a.folder, self.b.folder]))]
     parts = [_pair_table(v, names) if v else f'Identical {k}.'
         for k,v in dict(settings=self.settings, environment=self.environment).items()]
     ra,rb = map(_reached, (self.a, self.b))

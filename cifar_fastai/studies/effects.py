@@ -6,13 +6,15 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.effects.html.md"""
 
 # %% auto #0
 __all__ = ['outcomes', 'Outcome', 'ArmResult', 'run_seconds', 'compare_arms', 'p_text', 'difference_text', 'mean_text',
-           'plot_effects']
+           'text_table', 'run_labels', 'plot_effects']
 
 # %% ../../nbs/72_studies.effects.ipynb #322c628e
-import math
+import math, re, textwrap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 import numpy as np
+from tabulate import tabulate
 from .stats import *
 
 # %% ../../nbs/72_studies.effects.ipynb #76c151e9
@@ -125,6 +127,33 @@ def mean_text(
 )->str:
     "A mean with its standard deviation, for a table"
     return f'{mean:.{digits}f}' + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
+
+# %% ../../nbs/72_studies.effects.ipynb #2bde50d9
+def _alignment(cells): return 'right' if all(re.match(r'[-+<]?\d|[–✓]?$', o) for o in cells) else 'left'
+
+def text_table(
+    columns:dict, # heading -> cells, text; the first column names the rows
+    width:int=100, # of a page in characters
+)->str:
+    "A table for a terminal"
+    (first,*others),cap,parts = columns,width//3,[[]]
+    def size(k): return min(cap, max(*map(len, columns[k]), *(len(o)+2 for o in k.split()), 2)) # headings have a margin
+    wide = {k:size(k) for k in columns}
+    for k in others:
+        if parts[-1] and sum(2+wide[o] for o in [first, *parts[-1], k])>width: parts.append([])
+        parts[-1].append(k)
+    def part(ks):
+        cells = {textwrap.fill(k, max(wide[k]-2, 1)):[textwrap.fill(o, wide[k]) for o in columns[k]] for k in ks}
+        return tabulate(cells, 'keys', 'plain', disable_numparse=True, colalign=[_alignment(columns[k]) for k in ks])
+    return '\n\n'.join(part([first, *o]) for o in parts)
+
+def run_labels(folders)->list: # folders: of runs
+    "The shortest ends of the paths that tell the runs apart, name and seed at least"
+    parts = [Path(o).parts for o in folders]
+    for n in range(2, max(map(len, parts))+1):
+        names = ['/'.join(o[-n:]) for o in parts]
+        if len({*names})==len({*parts}): break
+    return names
 
 # %% ../../nbs/72_studies.effects.ipynb #97cf15b6
 def plot_effects(

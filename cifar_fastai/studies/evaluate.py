@@ -21,6 +21,7 @@ from ..data.loaders import *
 from ..augment.pixels import *
 from ..learner import *
 from ..runs.export import *
+from .effects import *
 from .report import *
 
 # %% ../../nbs/76_studies.evaluate.ipynb #3413a11d
@@ -114,12 +115,15 @@ class Evaluation:
     vocab:list # names of the classes
     caption:str # data, device, seeds, epochs and code
 
+    runs = property(lambda self: [r['run'] for r in self.rows], doc='Folders of the runs, and the ensemble')
+
     def table(self,
-        fmt:str='plain', # of `tabulate`
+        fmt:str='plain', # of `tabulate`; 'plain': no wider than a page
     )->str:
         "The measures as a table, in percent except for the log likelihood"
         def text(k, v): return v if isinstance(v, str) else f'{v:.3f}' if k=='nll' else f'{100*v:.2f}'
-        return tabulate([{k:text(k, v) for k,v in r.items()} for r in self.rows], 'keys', fmt, disable_numparse=True)
+        cells = {k:[text(k, r[k]) for r in self.rows] for k in self.rows[0]} | dict(run=run_labels(self.runs))
+        return text_table(cells) if fmt=='plain' else tabulate(cells, 'keys', fmt, disable_numparse=True)
 
     def confusion(self):
         "Confusion matrix as a `DataFrame`: rows are classes, columns predictions"

@@ -404,6 +404,7 @@ def _blocks(self:Report):
         if found := getattr(self, name): yield from (('h2', what), ('list', [f'{k}: {v}' for k,v in found.items()]))
 
 # %% ../../nbs/74_studies.report.ipynb #c6f2c93c
+def _wrap(s, width=100): return '\n'.join(textwrap.wrap(s, width))
 def _md(s): return re.sub(r'([\\|*`\[\]])', r'\\\1', escape(str(s), quote=False)).replace('\n', ' ')
 def _numeric(k): return k not in ('row', 'model', 'optimizer', 'schedule', 'verdict')
 
@@ -433,15 +434,18 @@ def markdown(self:Report,
     return '\n\n'.join(parts) + '\n'
 
 @patch
-def __repr__(self:Report): return self.markdown()
+def __repr__(self:Report):
+    "The report for a terminal: lines of at most 100 characters"
+    made = dict(h1=_wrap, h2=_wrap, p=_wrap, table=lambda s: f'{text_table(s.columns)}\n\n{_wrap(s.caption)}',
+        list=lambda o: '\n'.join(f'- {x}' for x in o))
+    return '\n\n'.join(made[k](v) for k,v in self._blocks() if k in made)
+
 @patch
 def _repr_markdown_(self:Report):
     "The report with lower headings, for notebooks"
     return re.sub('^#', '###', self.markdown(), flags=re.M)
 
 # %% ../../nbs/74_studies.report.ipynb #1e0e8a54
-def _wrap(s, width=100): return '\n'.join(textwrap.wrap(s, width))
-
 @patch
 def plot(self:Report)->Figure:
     "Plot every section, with its caption"
