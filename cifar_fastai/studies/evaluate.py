@@ -226,6 +226,7 @@ def evaluate(
         *images,vocab = _test_set(test, root)
         _check_classes(vocab, learns, str(test))
         where = f' Test images: {show_path(test)}, {len(images[1]):,}.'
+    images = [o.to(learns[0].dls.device) for o in images]
     ps,y = [_probs(o, tta, *images) for o in learns],images[1].cpu()
     groups = [(str(f), [l], p) for f,l,p in zip(folders, learns, ps)]
     if len(folders)>1: groups.append((f'ensemble of {len(folders)}', learns, sum(ps)/len(ps)))
