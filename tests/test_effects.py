@@ -91,7 +91,7 @@ def test_power_of_the_verdict():
 @pytest.mark.parametrize('p,text', [(math.nan, ''), (0.0004, '<0.001'), (0.0449, '0.045'), (0.5, '0.50')])
 def test_p_text(p, text): assert p_text(p)==text
 
-def test_mean_text(): assert mean_text(91.26, 0.449)=='91.3 ± 0.4' and mean_text(1.23456, math.nan, 3)=='1.235'
+def test_mean_text(): assert mean_text(91.26, 0.449)=='91.3 ± 0.4' and mean_text(1.23456, math.nan, 3)=='1.235' and mean_text(math.nan, math.nan)=='–'
 
 @pytest.mark.parametrize('n,long', [(1, 1), (2, 10), (9, 3), (12, 60), (30, 150)])
 def test_a_table_is_not_wider_than_a_page(n, long):

@@ -121,11 +121,12 @@ def difference_text(
     return f'{i.value:+.{digits}f}' + ('' if math.isnan(i.lo) else f' [{i.lo:+.{digits}f}, {i.hi:+.{digits}f}]')
 
 def mean_text(
-    mean:float, # over seeds
+    mean:float, # over seeds; NaN: none
     sd:float, # between seeds; NaN: none
     digits:int=1, # decimals
 )->str:
     "A mean with its standard deviation, for a table"
+    if math.isnan(mean): return '–'
     return f'{mean:.{digits}f}' + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
 
 # %% ../../nbs/72_studies.effects.ipynb #2bde50d9

@@ -251,8 +251,7 @@ _costs = dict(valid_loss=('loss', '.3f', 1), train_accuracy=('train accuracy, %'
     seconds=('time, min', ',.1f', 1/60))
 
 def _figure(v, fmt, by=1): return '–' if math.isnan(v) else format(v*by, fmt)
-def _mean_sd(l, k):
-    return _figure(l[f'{k}_mean'], '.2f') + ('' if math.isnan(l[f'{k}_sd']) else f" ± {l[f'{k}_sd']:.2f}")
+def _mean_sd(l, k): return mean_text(l[f'{k}_mean'], l[f'{k}_sd'], 2)
 
 # %% ../../nbs/74_studies.report.ipynb #09b97edb
 def _settings(table, lines):
