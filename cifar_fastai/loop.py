@@ -224,6 +224,7 @@ def _train(learn):
             if not getattr(type(cb), 'managed', False) or _silent(_loops[learn], cb): continue
             stack.enter_context(c := _Context(cb))
             run.contexts.append(c)
+        stack.enter_context(getattr(learn.opt, 'train_context', nullcontext)())
         try: yield
         finally: run.contexts = []
 
@@ -397,7 +398,7 @@ def inference(learn:Learner):
         if not loop.inference or len(loop.calling)>loop.depth: # not a part of another, as `get_preds` in `predict`
             attrs = [*_loop_attrs, *(['final_record'] if nested else [])]
             parts = [_restored(o) for o in _stateful_parts(learn, nested)]
-            plain = [_plain(learn)] if nested else []
+            plain = [getattr(learn.opt, 'averaged', nullcontext)(), _plain(learn)] if nested else []
             rest = [_restored(learn, attrs), _without_files(learn), _entered(loop, learn)]
             for c in [same_random(learn), *parts, *plain, *rest]: stack.enter_context(c)
         yield loop.run is not None
