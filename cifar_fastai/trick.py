@@ -29,13 +29,14 @@ for epoch in range(n_epoch):
         occlude       11       # boxes are filled with 0, which is the mean
         mix           12       # y becomes class probabilities
         resize        13
+        select        15       # a smaller batch, of the images with the larger losses
         pred = model(x)        # random depth and shaking act inside
         standardize    3       # WeightStandardization: what `average` leaves is standardized
         mix_features   2       # ManifoldMixUp, inside as well: y becomes class probabilities before
         # after_pred, after_loss
         loss = loss_func(pred, y)
         smooth        14       # changes the loss function for the training part of the epoch
-        distill       15       # adds a term to it
+        distill       17       # adds a term to it
         loss.backward()        # fastai's GradientAccumulation scales the loss before it
         # after_backward
         second_pass   20       # forward and backward again, at other weights
