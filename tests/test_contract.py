@@ -44,8 +44,8 @@ arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), KD=lambda: dic
 # settings with which a trick takes another way: name and a word; they are held to what each trick is held to alone
 others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode='reflect'),
     'AutoAugment svhn':dict(policy='svhn'),
-    'RandomErasing uniform':dict(log_aspect=False)}
-resizing = ['SelectiveBackprop'] # the network gets fewer images, or more
+    'RandomErasing uniform':dict(log_aspect=False), 'RepeatedAugment same_size':dict(k=3, same_size=True)}
+resizing = ['RepeatedAugment', 'SelectiveBackprop'] # the network gets fewer images, or more
 names = sorted(tricks)
 alone = names+list(others)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
@@ -282,7 +282,7 @@ def test_lives_with_fastai(name, tmp_path):
 @pytest.mark.parametrize('name', alone)
 def test_accumulates(name):
     'Gradient accumulation over two halves of a batch runs, and moves the weights once'
-    learn = our_learner([make(name), GradientAccumulation(26)])
+    learn = our_learner([make(name), GradientAccumulation(52 if name=='RepeatedAugment' else 26)]) # it counts copies
     steps = []
     learn.add_cb(Callback(after_step=lambda self: steps.append(1)))
     fit(learn, 1)
