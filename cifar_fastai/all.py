@@ -15,6 +15,7 @@ from .data.loaders import (CifarDataLoaders, CropFlip, ImageTensors, NormalizeIm
 from .augment.pixels import PixelTrick
 from .augment.geometry import Flip, ProgressiveResize, RandomCrop, RandomResizedCrop
 from .augment.autoaugment import AutoAugment, ImagePolicy, RandAugment, TrivialAugment, autoaugment_policies
+from .augment.repeat import RepeatedAugment
 from .augment.occlusion import Cutout, Occlusion, RandomErasing
 from .zoo.shake import (BranchTrick, ShakeDrop, ShakeDropLayer, ShakeShakeLayer, StochasticDepth, StochasticDepthLayer,
     linear_decay)

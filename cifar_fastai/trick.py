@@ -20,6 +20,7 @@ training_step = '''
     whiten             4       # computes the first convolution from the training images
 for epoch in range(n_epoch):
     for x, y in dls.train:     # uint8 images on the device, in the order drawn for this epoch
+        repeat         3       # copies of the images, before anything is drawn for them
         flip_epoch     6       # Flip(alternate=True), of every other epoch: before anything that has a direction
         policy         7       # AutoAugment and its relatives
         crop           8

@@ -463,6 +463,14 @@ class ProgressiveResize(Hand):
         side = [16, 16, 16, 16, 24, 32][self.i-1] if self.epochs==2 else [16, 16, 24][self.i-1]
         return (x if side==32 else tv.functional.resize(x, [side,side], antialias=True)),probs
 
+class RepeatedAugment(Hand):
+    place = 0.01
+    def batch(self, x, probs, rng):
+        n = -(-len(x)//self.t.k) if self.t.same_size else len(x)
+        xs,ps = ([o for o in b[:n] for _ in range(self.t.k)] for b in (x, probs))
+        end = len(x) if self.t.same_size else None
+        return torch.stack(xs[:end]),torch.stack(ps[:end])
+
 class SelectiveBackprop(Hand):
     "Images are ranked by their losses in evaluation mode; those that win a race, of rates by rank, are kept"
     place = 5

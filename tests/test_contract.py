@@ -48,8 +48,9 @@ others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode=
     'RandomErasing uniform':dict(log_aspect=False), 'SAM every':dict(every=2), 'SAM norm':dict(only='norm'),
     'MixUp window':dict(start=0.17, end=0.67), 'EMA window':dict(start=0.5), 'ShakeDrop window':dict(end=0.4),
     'KD window':dict(start=0.3), 'LabelSmoothing window':dict(start=0.5), 'SAM window':dict(start=0.34, end=0.8),
-    'MixUp per image':dict(per_image=True), 'CutMix per image':dict(per_image=True, p=0.7)}
-resizing = ['SelectiveBackprop'] # the network gets fewer images, or more
+    'MixUp per image':dict(per_image=True), 'CutMix per image':dict(per_image=True, p=0.7),
+    'RepeatedAugment same_size':dict(k=3, same_size=True)}
+resizing = ['RepeatedAugment', 'SelectiveBackprop'] # the network gets fewer images, or more
 names = sorted(tricks)
 alone = names+list(others)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
@@ -292,7 +293,7 @@ def test_lives_with_fastai(name, tmp_path):
 @pytest.mark.parametrize('name', alone)
 def test_accumulates(name):
     'Gradient accumulation over two halves of a batch runs, and moves the weights once'
-    learn = our_learner([make(name), GradientAccumulation(26)])
+    learn = our_learner([make(name), GradientAccumulation(52 if name=='RepeatedAugment' else 26)]) # it counts copies
     steps = []
     learn.add_cb(Callback(after_step=lambda self: steps.append(1)))
     fit(learn, 1)
