@@ -15,6 +15,7 @@ from .data.loaders import (CifarDataLoaders, CropFlip, ImageTensors, NormalizeIm
 from .augment.pixels import PixelTrick
 from .augment.geometry import Flip, ProgressiveResize, RandomCrop, RandomResizedCrop
 from .augment.autoaugment import AutoAugment, ImagePolicy, RandAugment, TrivialAugment, autoaugment_policies
+from .augment.repeat import RepeatedAugment
 from .augment.occlusion import Cutout, Occlusion, RandomErasing
 from .zoo.shake import (BranchTrick, ShakeDrop, ShakeDropLayer, ShakeShakeLayer, StochasticDepth, StochasticDepthLayer,
     linear_decay)
@@ -30,6 +31,7 @@ from .callback.sam import ASAM, SAM, LookSAM, SecondPass
 from .callback.distill import DKD, KD, TeacherTrick
 from .callback.average import EMA, SWA, Averager, Lookahead, update_bn
 from .callback.whiten import Whiten
+from .callback.selective import SelectiveBackprop
 from .callback.surgery import GhostBatchNorm, WeightStandardization
 from .callback.monitor import (AGC, CPUUse, GPUUse, GradientClip, ImagesPerSecond, Monitor, NonFiniteLoss, PeakMemory,
     StopOnNonFinite, TrainAccuracy, ValidateEvery)

@@ -464,6 +464,34 @@ class ProgressiveResize(Hand):
         side = [16, 16, 16, 16, 24, 32][self.i-1] if self.epochs==2 else [16, 16, 24][self.i-1]
         return (x if side==32 else tv.functional.resize(x, [side,side], antialias=True)),probs
 
+class RepeatedAugment(Hand):
+    place = 0.01
+    def batch(self, x, probs, rng):
+        n = -(-len(x)//self.t.k) if self.t.same_size else len(x)
+        xs,ps = ([o for o in b[:n] for _ in range(self.t.k)] for b in (x, probs))
+        end = len(x) if self.t.same_size else None
+        return torch.stack(xs[:end]),torch.stack(ps[:end])
+
+class SelectiveBackprop(Hand):
+    "Images are ranked by their losses in evaluation mode; those that win a race, of rates by rank, are kept"
+    place = 5
+    def start(self, model): self.model,self.i = model,-1
+    def batch(self, x, probs, rng):
+        self.i += 1
+        done = self.i/(self.epochs*len(self.batches))
+        whole = self.t.interrupt and self.i%self.t.interrupt==self.t.interrupt-1
+        if whole or done<self.t.start or done>=self.t.end: return x,probs
+        targ,times = probs,torch.empty(len(x)).exponential_(generator=rng.gen('cpu')).tolist()
+        for h in self.all: targ = h.smooth(targ)
+        self.model.eval()
+        with torch.no_grad(), self.autocast(): pred = self.model(x)
+        self.model.train()
+        losses = -(targ*F.log_softmax(pred.to(x.dtype), 1)).sum(1)
+        order = sorted(range(len(x)), key=lambda k: losses[k].item())
+        race = {k:times[k]/((r+0.5)/len(x))**(1/self.t.keep-1) for r,k in enumerate(order)}
+        idxs = sorted(race, key=race.get)[:max(1, round(self.t.keep*len(x)))]
+        return x[idxs],probs[idxs]
+
 hands = {c.__name__:c for c in Hand.__subclasses__()}
 
 def gradients(model, x, probs, hs, autocast):
@@ -486,7 +514,7 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
         names[h] = f'{seed}/{kind}/{sum(n.split("/")[1]==kind for n in names.values())}'
     velocity = {}
     every,started,total = sorted(hs, key=lambda h: h.place),[],len(batches)*epochs
-    for h in every: h.epochs,h.batches = epochs,batches
+    for h in every: h.epochs,h.batches,h.all,h.autocast = epochs,batches,hs,autocast
     model.train()
     for i,(x,y) in enumerate(batches*epochs, 1):
         hs = [h for h in every if round(h.t.window[0]*total, 6)<=i-1<round(h.t.window[1]*total, 6)]

@@ -41,14 +41,16 @@ arguments = dict(LabelSmoothing=dict(eps=0.1), SAM=dict(rho=0.3), LookSAM=dict(k
     KD=lambda: dict(teacher=teacher(), T=3.), DKD=lambda: dict(teacher=teacher(), beta=2., T=3., warmup=1.),
     EMA=dict(decay=0.9),
     SWA=dict(start=0.), Lookahead=dict(k=2), GradientClip=dict(max_norm=0.5),
-    GhostBatchNorm=dict(size=3))
+    GhostBatchNorm=dict(size=3), SelectiveBackprop=dict(start=0.25, end=1., interrupt=3))
 # settings with which a trick takes another way: name and a word; they are held to what each trick is held to alone
 others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode='reflect'),
     'AutoAugment svhn':dict(policy='svhn'),
     'RandomErasing uniform':dict(log_aspect=False), 'SAM every':dict(every=2), 'SAM norm':dict(only='norm'),
     'MixUp window':dict(start=0.17, end=0.67), 'EMA window':dict(start=0.5), 'ShakeDrop window':dict(end=0.4),
     'KD window':dict(start=0.3), 'LabelSmoothing window':dict(start=0.5), 'SAM window':dict(start=0.34, end=0.8),
-    'MixUp per image':dict(per_image=True), 'CutMix per image':dict(per_image=True, p=0.7)}
+    'MixUp per image':dict(per_image=True), 'CutMix per image':dict(per_image=True, p=0.7),
+    'RepeatedAugment same_size':dict(k=3, same_size=True)}
+resizing = ['RepeatedAugment', 'SelectiveBackprop'] # the network gets fewer images, or more
 names = sorted(tricks)
 alone = names+list(others)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
@@ -134,7 +136,9 @@ def test_own_random_numbers(name):
     "A trick moves nobody else's random numbers: Python's, numpy's and torch's end where they end without it"
     ends = []
     for cbs in ([make(name)], []):
-        fit(our_learner(cbs), 1)
+        learn = our_learner(cbs)
+        if name in resizing: learn.model[4].p = 0. # dropout draws one number per image
+        fit(learn, 1)
         r = get_random_states()
         ends.append((r['random_state'], r['numpy_state'][1].tolist(), r['torch_state'].tolist()))
     assert ends[0]==ends[1]
@@ -288,7 +292,7 @@ def test_lives_with_fastai(name, tmp_path):
 @pytest.mark.parametrize('name', alone)
 def test_accumulates(name):
     'Gradient accumulation over two halves of a batch runs, and moves the weights once'
-    learn = our_learner([make(name), GradientAccumulation(26)])
+    learn = our_learner([make(name), GradientAccumulation(52 if name=='RepeatedAugment' else 26)]) # it counts copies
     steps = []
     learn.add_cb(Callback(after_step=lambda self: steps.append(1)))
     fit(learn, 1)

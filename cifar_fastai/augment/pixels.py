@@ -193,7 +193,7 @@ class _Before(ItemTransform):
     def __init__(self, trick): self.trick,self.order = trick,trick.order
     def encodes(self, b):
         self.trick.next_batch()
-        return self.trick.augmented(b[0]), *b[1:]
+        return self.trick.augment_batch(b)
 
 # %% ../../nbs/20_augment.pixels.ipynb #1b41b9fd
 class PixelTrick(Trick):
@@ -205,6 +205,10 @@ class PixelTrick(Trick):
         "What `augment` makes of `x`, of its type and in its memory layout"
         nhwc = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         return retain_type(self.augment(x.as_subclass(Tensor)).contiguous(memory_format=nhwc), x)
+
+    def augment_batch(self, b):
+        "A batch, a tuple, with augmented images"
+        return self.augmented(b[0]), *b[1:]
 
     def next_batch(self):
         "The loader augments a batch before the Learner gets it"
@@ -227,7 +231,9 @@ class PixelTrick(Trick):
             for t,v in own: setattr(t, self.disables, v)
 
     def before_batch(self):
-        if not self.off and not self._piped: self.learn.xb = (self.augmented(self.xb[0]), *self.xb[1:])
+        if self.off or self._piped: return
+        b,n = self.augment_batch((*self.xb, *self.yb)),len(self.xb)
+        self.learn.xb,self.learn.yb = b[:n],b[n:]
 
 # %% ../../nbs/20_augment.pixels.ipynb #231327e9
 @patch

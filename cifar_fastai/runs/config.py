@@ -34,13 +34,13 @@ def _text(v):
     return '('+''.join(f'{_text(o)}, ' for o in v)[:-2]+','*(len(v)==1)+')' if isinstance(v, (tuple, list)) else repr(v)
 
 # %% ../../nbs/61_runs.config.ipynb #7f5c7a95
-_own = re.compile(r"""("[^"]*"|'[^']*')|([A-Za-z_][\w.]*):(?=[A-Za-z_])""")
+_own = re.compile(r"""("[^"]*"|'[^']*')|([A-Za-z_][\w.-]*):(?=[A-Za-z_])""")
 
 def _encoded(s):
     "Encode each unquoted `module:Name` in `s` as an identifier"
-    return _own.sub(lambda m: m[1] or m[2].replace('.', '__dot__')+'__colon__', s)
+    return _own.sub(lambda m: m[1] or m[2].replace('.', '__dot__').replace('-', '__dash__')+'__colon__', s)
 
-def _decoded(name): return name.replace('__colon__', ':').replace('__dot__', '.')
+def _decoded(name): return name.replace('__colon__', ':').replace('__dot__', '.').replace('__dash__', '-')
 
 # %% ../../nbs/61_runs.config.ipynb #85495f5c
 def _with_commas(s):
@@ -88,6 +88,12 @@ def registry_table()->dict: # kind, such as trick or optimizer -> name -> dict w
     "The registered names, with their parameters and defaults"
     return json.loads(package_file('registry.json').read_text(encoding='utf-8'))
 
+# %% ../../nbs/61_runs.config.ipynb #a7634b70
+def _by_keyword(call):
+    "A call whose parameters are known when its package is imported"
+    if not call.args: return call
+    raise UserError(f'{call.name} has an argument without a name: write {call.name}(momentum=0.9), for example.')
+
 # %% ../../nbs/61_runs.config.ipynb #7b90045f
 def _checked(name, k, v, default, limits=None):
     "Validate and convert `v` for the parameter `k` of `name`"
@@ -108,6 +114,7 @@ def resolve_call(
     "Check the name and the arguments of a call"
     table = registry_table()[kind]
     if kind=='trick' and ':' in call.name: return call # user-defined
+    if kind=='optimizer' and call.name.startswith('pytorch-optimizer:'): return _by_keyword(call)
     if call.name not in table: raise unknown(kind, call.name, table)
     params = table[call.name]['params']
     names = [k for k in params if k!='*']
@@ -153,6 +160,11 @@ def _check_text(name, v, default):
     if bad := [c for c in v if unicodedata.category(c) in ('Cc', 'Cs') and not c.isspace()]:
         raise UserError(f'{name} contains {short(bad[0])}: control characters and invalid Unicode are not allowed.')
 
+# %% ../../nbs/61_runs.config.ipynb #2848acda
+_lrs = dict(sgd=0.1, nesterov=0.1, lars=0.1) | {f'pytorch-optimizer:{o}':1. for o in ('prodigy', 'schedulefreesgd')}
+
+def _default_lr(optimizer): return _lrs.get(optimizer.lower(), 1e-3)
+
 # %% ../../nbs/61_runs.config.ipynb #a61cc880
 _choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), precision=('fp32', 'bf16', 'fp16'),
     tta=('none', 'flip', 'shift'))
@@ -164,9 +176,9 @@ class RunConfig:
     dataset:str='cifar10' # cifar10, cifar100, cinic10, svhn, digits, another data set, or a folder or archive of images
     epochs:int=200 # number of epochs
     bs:int=128 # training images per batch
-    lr:float=None # maximum learning rate (default: 0.1 for sgd, nesterov and lars, 0.001 for the others)
+    lr:float=None # maximum learning rate (default: 0.1 for sgd, nesterov, lars; 1 for Prodigy, ScheduleFreeSGD; 0.001)
     tricks:list=field(default_factory=list) # training tricks as calls, such as "Cutout(8) MixUp(0.2) SAM()"
-    optimizer:str='sgd' # optimizer as a call, such as "sgd(momentum=0.8)"
+    optimizer:str='sgd' # optimizer as a call, such as "sgd(momentum=0.8)", or pytorch-optimizer:NAME
     schedule:str='multistep' # schedule as a call: "multistep(milestones=(60,120,160), gamma=0.2)", onecycle
     wd:float=5e-4 # weight decay
     wd_bn_bias:bool=True # apply weight decay to normalisation layers and biases?
@@ -193,7 +205,7 @@ class RunConfig:
             name,table = getattr(self, k),registry_table()[kind]
             known = name is None or name in table or k=='model' and ':' in name # from timm, or user-defined
             if not known: raise unknown(kind, name, table)
-        if self.lr is None: self.lr = 0.1 if self.call('optimizer').name in ('sgd', 'nesterov', 'lars') else 1e-3
+        if self.lr is None: self.lr = _default_lr(self.call('optimizer').name)
 
 # %% ../../nbs/61_runs.config.ipynb #7f8807d3
 @patch
