@@ -30,6 +30,7 @@ from .callback.sam import ASAM, SAM, SecondPass
 from .callback.distill import KD
 from .callback.average import EMA, SWA, Averager, Lookahead, update_bn
 from .callback.whiten import Whiten
+from .callback.augmix import AugMix
 from .callback.selective import SelectiveBackprop
 from .callback.monitor import (CPUUse, GPUUse, GradientClip, ImagesPerSecond, Monitor, NonFiniteLoss, PeakMemory,
     StopOnNonFinite, TrainAccuracy, ValidateEvery)

@@ -128,7 +128,7 @@ class KD(LossTrick):
         return loss.with_term(self._term) if self.alpha else nullcontext()
 
     def before_batch(self):
-        if self.alpha: self.logits = self.teacher(self.xb[0])
+        if self.alpha: self.logits = self.teacher(self.xb[0][:len(self.yb[0])]) # not for further views
 
     def _term(self, loss, pred, targ):
         kd = kd_loss(pred, self.logits.to(pred.dtype), self.T, self.reduction)
