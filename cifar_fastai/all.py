@@ -31,6 +31,7 @@ from .callback.sam import ASAM, SAM, LookSAM, SecondPass
 from .callback.distill import DKD, KD, TeacherTrick
 from .callback.average import EMA, SWA, Averager, Lookahead, update_bn
 from .callback.whiten import Whiten
+from .callback.augmix import AugMix
 from .callback.selective import SelectiveBackprop
 from .callback.surgery import GhostBatchNorm, WeightStandardization
 from .callback.monitor import (AGC, CPUUse, GPUUse, GradientClip, ImagesPerSecond, Monitor, NonFiniteLoss, PeakMemory,

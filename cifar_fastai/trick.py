@@ -25,6 +25,7 @@ for epoch in range(n_epoch):
         policy         7       # AutoAugment and its relatives
         crop           8
         flip           9
+        augmix        10       # of the cropped images; further views of them follow the images
         x = normalize(x)       # float32
         # before_batch
         occlude       11       # boxes are filled with 0, which is the mean

@@ -116,6 +116,44 @@ class TrivialAugment(Hand):
             return ops,np.array([[at(space, k, 31, i) for k,i in zip(ops[0], rng.integers(31, size=(1,b))[0])]])
         return policy(self.t, x, rng, draw, space),probs
 
+def mix_operation(name, img, u):
+    "One operation of AugMix at level `u` of 10, with the magnitudes of its code"
+    if name=='Solarize': return torch.where(img>=256-int(u*256/10), 255-img, img)
+    scale = dict(Posterize=lambda: 4-int(u*4/10), Rotate=lambda: int(u*30/10), ShearX=lambda: u*0.3/10,
+        ShearY=lambda: u*0.3/10, TranslateX=lambda: int(u*(32/3)/10), TranslateY=lambda: int(u*(32/3)/10))
+    return scale.get(name, float)()
+
+class AugMix(Hand):
+    "Image by image and chain by chain, in bytes; predictions for the image and two mixes of it are compared"
+    place = 0.4
+    def batch(self, x, probs, rng):
+        t,n,views = self.t,len(x),2 if self.t.jsd else 1
+        imgs = (x*255).round().to(torch.uint8)
+        a,b = (np.random.default_rng(rng.py.getrandbits(64)) for _ in range(2))
+        many = t.width*views*n
+        depths = a.integers(1, 4, size=many)
+        names = np.array('AutoContrast Equalize Posterize Rotate Solarize ShearX ShearY TranslateX TranslateY'.split())
+        names,levels = names[a.integers(9, size=(3,many))],a.uniform(0.1, t.severity, size=(3,many))
+        minus = a.random((3,many))<0.5
+        ws,ms = b.dirichlet([t.alpha]*t.width, size=views*n),b.beta(t.alpha, t.alpha, size=views*n)
+        res = list(imgs) if t.jsd else []
+        for v in range(views*n):
+            img,total = imgs[v%n],np.float32(1-ms[v])*imgs[v%n].numpy().astype(np.float32)
+            for c in range(t.width):
+                o,k = img,c*views*n+v
+                for name,u,neg in zip(names[:depths[k],k], levels[:,k], minus[:,k]):
+                    m = mix_operation(name, o, u)
+                    if name!='Solarize': m = operate(name, o, -m if neg and name[0] in 'RST' else m)
+                    o = m
+                total = total + np.float32(ms[v]*ws[v,c])*o.numpy().astype(np.float32)
+            res.append(torch.from_numpy(total.round().astype(np.uint8)))
+        return torch.stack(res).to(x.dtype)/255,probs
+    def loss(self, loss, pred, probs, x):
+        if not self.t.jsd: return loss
+        ps = [o.softmax(1) for o in (pred, *self.views.chunk(2))]
+        mean = (sum(ps)/3).clamp(min=1e-7)
+        return loss + self.t.jsd*sum((p*(p.log()-mean.log())).sum(1) for p in ps).mean()/3
+
 class RandomCrop(Hand):
     place = 0.2
     def batch(self, x, probs, rng):
@@ -481,16 +519,16 @@ class SelectiveBackprop(Hand):
         done = self.i/(self.epochs*len(self.batches))
         whole = self.t.interrupt and self.i%self.t.interrupt==self.t.interrupt-1
         if whole or done<self.t.start or done>=self.t.end: return x,probs
-        targ,times = probs,torch.empty(len(x)).exponential_(generator=rng.gen('cpu')).tolist()
+        targ,times = probs,torch.empty(len(probs)).exponential_(generator=rng.gen('cpu')).tolist()
         for h in self.all: targ = h.smooth(targ)
         self.model.eval()
-        with torch.no_grad(), self.autocast(): pred = self.model(x)
+        with torch.no_grad(), self.autocast(): pred = self.model(x[:len(probs)])
         self.model.train()
         losses = -(targ*F.log_softmax(pred.to(x.dtype), 1)).sum(1)
-        order = sorted(range(len(x)), key=lambda k: losses[k].item())
-        race = {k:times[k]/((r+0.5)/len(x))**(1/self.t.keep-1) for r,k in enumerate(order)}
-        idxs = sorted(race, key=race.get)[:max(1, round(self.t.keep*len(x)))]
-        return x[idxs],probs[idxs]
+        order = sorted(range(len(probs)), key=lambda k: losses[k].item())
+        race = {k:times[k]/((r+0.5)/len(probs))**(1/self.t.keep-1) for r,k in enumerate(order)}
+        idxs = sorted(race, key=race.get)[:max(1, round(self.t.keep*len(probs)))]
+        return torch.cat([o[idxs] for o in x.split(len(probs))]),probs[idxs]
 
 hands = {c.__name__:c for c in Hand.__subclasses__()}
 
@@ -499,7 +537,9 @@ def gradients(model, x, probs, hs, autocast):
     mixed = probs
     for h in hs: probs = h.smooth(probs)
     with autocast(): pred = model(x)
-    pred = pred.to(x.dtype)
+    pred,n = pred.to(x.dtype),len(probs)
+    for h in hs: h.views = pred[n:]
+    pred,x = pred[:n],x[:n]
     loss = -(probs*F.log_softmax(pred, 1)).sum(1).mean()
     for h in hs: loss = h.loss(loss, pred, mixed, x)
     names,ps = zip(*((n,p) for n,p in model.named_parameters() if p.requires_grad))

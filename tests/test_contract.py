@@ -49,8 +49,9 @@ others = {'Flip alternate':dict(alternate=True), 'RandomCrop reflect':dict(mode=
     'MixUp window':dict(start=0.17, end=0.67), 'EMA window':dict(start=0.5), 'ShakeDrop window':dict(end=0.4),
     'KD window':dict(start=0.3), 'LabelSmoothing window':dict(start=0.5), 'SAM window':dict(start=0.34, end=0.8),
     'MixUp per image':dict(per_image=True), 'CutMix per image':dict(per_image=True, p=0.7),
-    'RepeatedAugment same_size':dict(k=3, same_size=True)}
-resizing = ['RepeatedAugment', 'SelectiveBackprop'] # the network gets fewer images, or more
+    'RepeatedAugment same_size':dict(k=3, same_size=True),
+    'AugMix alone':dict(jsd=0.)}
+resizing = ['AugMix', 'RepeatedAugment', 'SelectiveBackprop'] # the network gets fewer images, or more
 names = sorted(tricks)
 alone = names+list(others)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
@@ -144,7 +145,7 @@ def test_own_random_numbers(name):
     assert ends[0]==ends[1]
 
 # Tricks of which a Learner takes one, by the reason that it gives
-exclusive = {'both choose what happens to an image':['AutoAugment', 'AutoAugment svhn', 'RandAugment', 'TrivialAugment'],
+exclusive = {'both choose what happens to an image':['AugMix', 'AugMix alone', 'AutoAugment', 'AutoAugment svhn', 'RandAugment', 'TrivialAugment'],
     'both crop the images':['RandomCrop', 'RandomCrop reflect', 'RandomResizedCrop'],
     'together have no single meaning':['CutMix', 'CutMix per image', 'ManifoldMixUp', 'MixUp', 'MixUp per image',
         'MixUp window', 'RICAP', 'ResizeMix'],
@@ -163,6 +164,7 @@ def test_refused_pairs():
     'Exactly these pairs are refused, each with its reason'
     found = {frozenset(o):refused([make(n) for n in o]) for o in combinations(alone, 2) if not same_kind(*o)}
     wanted = {frozenset(o):why for why,names in exclusive.items() for o in combinations(names, 2) if not same_kind(*o)}
+    wanted |= {frozenset(('AugMix', o)):'would mix with different images' for o in ('CutMix', 'MixUp', 'RICAP')}
     assert {o for o,message in found.items() if message}==set(wanted)
     for o,why in wanted.items(): assert why in found[o] and all(n.split()[0] in found[o] for n in o)
 

@@ -57,7 +57,8 @@ def losses(self:SelectiveBackprop):
     try:
         self.model.eval()
         self.loss_func.terms = []
-        with NoneReduce(self.loss_func) as f: return f(to_float(self.model(*self.xb)), *self.yb)
+        xb = [o[:len(self.yb[0])] for o in self.xb] # without the further views of `AugMix`
+        with NoneReduce(self.loss_func) as f: return f(to_float(self.model(*xb)), *self.yb)
     finally:
         torch.clear_autocast_cache() # in older versions of torch it holds weights that were cast without a gradient
         self.loss_func.terms = terms
@@ -67,5 +68,7 @@ def losses(self:SelectiveBackprop):
 def before_batch(self:SelectiveBackprop):
     if not self.selects: return
     losses = self.losses()
-    idxs = draw_by_loss(losses, max(1, round(self.keep*len(losses))), 1/self.keep-1, self.stream.gen(losses.device))
-    self.learn.xb,self.learn.yb = (tuple(o[idxs] for o in b) for b in (self.xb, self.yb))
+    n = len(losses)
+    idxs = draw_by_loss(losses, max(1, round(self.keep*n)), 1/self.keep-1, self.stream.gen(losses.device))
+    views = (idxs + torch.arange(0, len(self.xb[0]), n, device=idxs.device)[:,None]).flatten()
+    self.learn.xb,self.learn.yb = tuple(o[views] for o in self.xb),tuple(o[idxs] for o in self.yb)
