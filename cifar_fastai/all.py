@@ -21,7 +21,7 @@ from .zoo.shake import (BranchTrick, ShakeDrop, ShakeDropLayer, ShakeShakeLayer,
     linear_decay)
 from .zoo.registry import (Backbone, backbones, create_model, init_weights, inits, list_models, model_summary,
     register_models, zoo_table)
-from .losses import CrossEntropy, LabelSmoothing, LossTrick, losses
+from .losses import BinaryCrossEntropy, CrossEntropy, LabelSmoothing, LossTrick, losses
 from .optimizers import LARS, AdaBound, AdaBoundW, Lion, Muon, create_opt_func, optimizers
 from .schedules import (PolicyScheduler, cosine, cosine_restarts, epochwise, multistep, plot_policy, policies, policy_values,
     triangular, warmcosine, warmup_multistep)
