@@ -13,7 +13,7 @@ def hashed_key(*parts): return int.from_bytes(hashlib.blake2b(repr(parts).encode
 class Draws:
     'The random numbers of one trick in one batch'
     def __init__(self, seed, key):
-        self.seed,self.key,self.gens = seed,key,{}
+        self.seed,self.key,self.gens = seed,key,{} # the key is epoch and batch
         self.py = random.Random(hashed_key(seed, key))
     def gen(self, device):
         if str(device) not in self.gens:
@@ -295,6 +295,7 @@ class LabelSmoothing(Hand):
 
 class ManifoldMixUp(Hand):
     "At the input, or after the second module of the tests' network"
+    place = 5.5
     def start(self, model):
         self.depth = None
         self.hooks = [model.register_forward_pre_hook(lambda m, x: self.mixed(x[0]) if self.depth==0 else None),
@@ -337,6 +338,7 @@ class ASAM(Hand):
         return {n:self.t.rho*t[n]**2*g/norm for n,g in grads.items()}
 
 class KD(Hand):
+    place = 6 # weighs the loss with all of its terms against the teacher
     def loss(self, loss, pred, probs, x):
         T,a = self.t.T,self.t.alpha
         with torch.no_grad(): z = self.t.teacher.net.eval()(x.double()).to(pred.dtype)
@@ -439,6 +441,7 @@ class GhostBatchNorm(Hand):
         self.norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for m in self.norms: m.forward = lambda x, m=m: self.normalise(m, x)
     def normalise(self, m, x):
+        if not m.training: return F.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, eps=m.eps)
         n = max(1, len(x)//self.t.size)
         sizes = [len(x)//n + (i<len(x)%n) for i in range(n)]
         return torch.cat([self.part(m, o.to(m.weight.dtype)).to(x.dtype) for o in x.split(sizes)])
@@ -513,12 +516,10 @@ class RepeatedAugment(Hand):
 class SelectiveBackprop(Hand):
     "Images are ranked by their losses in evaluation mode; those that win a race, of rates by rank, are kept"
     place = 5
-    def start(self, model): self.model,self.i = model,-1
+    def start(self, model): self.model = model
     def batch(self, x, probs, rng):
-        self.i += 1
-        done = self.i/(self.epochs*len(self.batches))
-        whole = self.t.interrupt and self.i%self.t.interrupt==self.t.interrupt-1
-        if whole or done<self.t.start or done>=self.t.end: return x,probs
+        i = rng.key[0]*len(self.batches) + rng.key[1]
+        if self.t.interrupt and i%self.t.interrupt==self.t.interrupt-1: return x,probs
         targ,times = probs,torch.empty(len(probs)).exponential_(generator=rng.gen('cpu')).tolist()
         for h in self.all: targ = h.smooth(targ)
         self.model.eval()

@@ -30,24 +30,20 @@ def draw_by_loss(
 @tricks.register
 class SelectiveBackprop(LossTrick):
     "Selective backprop: train on images drawn by their loss (1910.00762)"
-    order,off_kwargs,window_params = step_order.select,dict(keep=1.),() # its own start and end
+    order,off_kwargs = step_order.select,dict(keep=1.)
     def __init__(self,
         keep:float=0.5, # fraction of each batch to keep, above 0; 1: off
-        start:float=0.5, # progress at which selection starts, 0 to 1
-        end:float=0.9, # progress at which selection ends, 0 to 1
         interrupt:int=2, # train on every `interrupt`-th batch as a whole; 0: on none
     ):
-        self.keep,self.start = check_range('keep', keep, 0, 1, above=True),check_range('start', start, 0, 1)
-        self.end = check_range('end', end, self.start, 1)
+        self.keep = check_range('keep', keep, 0, 1, above=True)
         self.interrupt = check_range('interrupt', interrupt, 0, 10**6, whole=True)
 
 # %% ../../nbs/57_callback.selective.ipynb #ef5d336e
 @patch(as_prop=True)
 def selects(self:SelectiveBackprop):
     "Are images of the current batch selected?"
-    i = self.epoch*self.n_iter + self.iter
-    inside = self.start <= i/(self.n_epoch*self.n_iter) < self.end
-    return self.keep<1 and inside and not (self.interrupt and (i+1)%self.interrupt==0)
+    n = self.epoch*self.n_iter + self.iter + 1
+    return self.keep<1 and not (self.interrupt and n%self.interrupt==0)
 
 @patch
 @torch.no_grad()
