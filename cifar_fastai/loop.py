@@ -55,7 +55,7 @@ def check_callbacks(learn:Learner):
         for cb in same:
             (a,b),start = cb.window,cb.window[0]
             at_once = [o for o in same if o is cb or o.window[0]<=start<o.window[1] and a<b]
-            if len(at_once)>1: raise UserError(cb.conflict.format(names=', '.join(map(repr, at_once))))
+            if len(at_once)>1: raise UserError(at_once[-1].conflict.format(names=', '.join(map(repr, at_once))))
     for cb in cbs: cb.check()
 
 # %% ../nbs/03_loop.ipynb #0d345afe
