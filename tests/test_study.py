@@ -530,3 +530,55 @@ def test_plan_counts_passes(monkeypatch):
     assert 'magnitude: 8 s' in plan('MixUp()') and 'magnitude: 12 s' in plan('SAM()') # 2 epochs of a tenth, 4 runs
     s = done('s', ['SAM()'], range(2))
     assert '0 of 4 runs are missing' in study_plan(s, 'cpu') and 'magnitude: 0 s' in study_plan(s, 'cpu')
+
+# interruption and progress of the command
+
+command = 'import sys\nfrom cifar_fastai.cli import cifar_study\ncifar_study()'
+
+def started(*argv):
+    'The command in a process of its own'
+    return subprocess.Popen([sys.executable, '-c', 'import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n'+command, *argv],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def alone(pid):
+    'Has a process no child that runs?'
+    import psutil
+    return not [o for o in psutil.Process(pid).children(recursive=True) if o.status()!=psutil.STATUS_ZOMBIE]
+
+@pytest.mark.parametrize('workers', ['2', '1'])
+def test_interrupted_by_a_signal_to_the_parent(workers):
+    'Ctrl-C, or `kill -INT` of the parent alone, ends all processes; their runs can be resumed'
+    import os
+    slow = [o if o!='2' else '400' for o in flags]
+    argv = ['MixUp()', *slow, '--seeds', '2', '--name', 's', '--workers', workers]
+    p = started(*argv)
+    while len(list(Path('studies').rglob('log.csv')))<int(workers): time.sleep(0.02)
+    p.send_signal(signal.SIGINT)
+    out,err = p.communicate(timeout=60)
+    assert p.returncode==130 and 'Traceback' not in err and alone(os.getpid())
+    assert err.splitlines()[-1]=='cifar-study: studies/s was interrupted with 0 of 4 runs finished: the same command resumes it.'
+    begun = [RunFolder(o.parent) for o in Path('studies').rglob('config.yaml')]
+    assert len(begun)==int(workers) and {o.state(400) for o in begun}=={'interrupted'}
+
+def test_progress_without_a_terminal():
+    'Plain lines on the standard error: at the start, and with every tenth of the runs; the output is the report'
+    p = started('MixUp()', *flags, '--seeds', '2', '--name', 's')
+    out,err = p.communicate(timeout=120)
+    lines = [o for o in err.splitlines() if 'runs finished' in o]
+    assert p.returncode==0 and 'runs finished' not in out and not any(c in out+err for c in '\r\b\x1b█')
+    assert lines[0]=='studies/s: 0 of 4 runs finished; running: baseline seed 0' and lines[-1]=='studies/s: 4 of 4 runs finished'
+    assert len(lines)==5 and 'about ' in lines[2] and 'left; running: baseline seed 1' in lines[2]
+
+def test_progress_in_a_terminal(capsys, monkeypatch):
+    'One line, written again and again, with the runs at work'
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    monkeypatch.setenv('COLUMNS', '120')
+    small('MixUp()', name='s', bar=True)
+    out,err = capsys.readouterr()
+    shown = out.split('\r')[1:]
+    assert err=='' and len(shown)==5 and {len(o) for o in shown[:-1]}=={119} and shown[-1].endswith('\n') and out.count('\n')==1
+    assert 'MixUp() seed 1' in shown[3] and '4 of 4' in shown[4]
+
+def test_silent(capsys):
+    small('MixUp()', name='s', bar=False)
+    assert capsys.readouterr()==('', '')

@@ -311,21 +311,22 @@ def train_jobs(
     study:Study, # to run
     root=None, # folder or archive of a named data set
     gpu:str=None, # number of a GPU, or cpu
-    each=None, # called after each run with the arm and the seed
+    each=None, # called before each run with the arm and the seed
 )->dict: # (arm, seed) -> error message
     "Train the missing runs of a study in this process"
     failed = {}
     gc.freeze() # what is imported is not searched again after every run
     try:
         for arm,seed in study.jobs():
-            if not study.is_done(arm, seed):
-                try: _train_run(study, arm, seed, root, gpu)
-                except RunLocked: continue
-                except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
-                except UserError as e: failed[arm.name, seed] = str(e)
-                except Exception as e: failed[arm.name, seed] = f'{type(e).__name__}: {e}'
-                gc.collect() # the tensors of a Learner are in reference cycles
+            if study.is_done(arm, seed): continue
             if each: each(arm, seed)
+            try: _train_run(study, arm, seed, root, gpu)
+            except RunLocked: continue
+            except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
+            except KeyboardInterrupt: raise StudyInterrupted(study, 130) from None # between batches of two runs
+            except UserError as e: failed[arm.name, seed] = str(e)
+            except Exception as e: failed[arm.name, seed] = f'{type(e).__name__}: {e}'
+            gc.collect() # the tensors of a Learner are in reference cycles
     finally: gc.unfreeze()
     return failed
 
@@ -347,7 +348,9 @@ from cifar_fastai.studies.study import read_study, train_jobs
 from cifar_fastai.core import UserError
 folder,root,*gpu = sys.argv[1:]
 try: failed = train_jobs(read_study(folder), root or None, gpu[0].split('=')[1] if gpu else None)
-except UserError as e: sys.exit(getattr(e, 'code', 2))
+except UserError as e:
+    if not hasattr(e, 'code'): print(e, file=sys.stderr)
+    sys.exit(getattr(e, 'code', 2))
 for k,v in failed.items(): print(f'{k[0]} seed {k[1]} failed: {v}', file=sys.stderr)
 sys.exit(bool(failed))'''
 
@@ -356,23 +359,23 @@ def run_study(
     root=None, # folder or archive of a named data set
     gpu:str=None, # number of a GPU, or cpu
     workers:int=None, # processes; default: one per GPU, or one
-    bar:bool=True, # show progress?
+    bar:bool=True, # show progress, see `Progress`?
 ):
     "Train the missing runs of a study"
-    from fastprogress import progress_bar
-    total = len(study.jobs())
-    progress = progress_bar(range(total)) if bar else None
-    if bar: progress.update(0)
-    def show(arm=None, seed=None):
-        if not bar: return
-        progress.comment = '' if arm is None else f'{arm.name} seed {seed}'
-        progress.update(study.done())
-    if n := worker_count(workers, gpu):
-        code = run_workers(n, _work, [str(study.folder), '' if root is None else str(root)], gpu, show)
-        if code>128: raise StudyInterrupted(study, code)
-    else:
-        for k,v in train_jobs(study, root, gpu, show).items(): print(f'{k[0]} seed {k[1]} failed: {v}')
-    show()
+    progress,left = Progress(str(study.folder), len(study.jobs())),study.jobs()
+    def show(*job):
+        left[:] = [o for o in left if not study.is_done(*o)]
+        running = [job] if job else [o for o in left if study.run_folder(*o).is_locked()]
+        if bar: progress.update(progress.total-len(left), ', '.join(f'{a.name} seed {s}' for a,s in running))
+    failed = {}
+    try:
+        if n := worker_count(workers, gpu):
+            code = run_workers(n, _work, [str(study.folder), '' if root is None else str(root)], gpu, show)
+            if code>128: raise StudyInterrupted(study, code)
+        else: failed = train_jobs(study, root, gpu, show)
+        show()
+    finally: progress.end()
+    for k,v in failed.items(): print(f'{k[0]} seed {k[1]} failed: {v}')
 
 # %% ../../nbs/77_studies.study.ipynb #bbb6f222
 _tuning_seed = 10**6 # first seed of tuning runs
