@@ -168,11 +168,11 @@ def _exits(prog):
 # %% ../nbs/90_cli.ipynb #cccc7e9d
 def command(
     func=None, # the function
-    config=False, # does it take a `RunConfig` as `cfg`, resolved from flags, file and row?
+    config=False, # does it take a `RunConfig` as `cfg`, resolved from flags, file and row (and their `sources`)?
 ):
     "Decorator: turn `func` into a command"
     if func is None: return partial(command, config=config)
-    flags = [f for f in flags_of(func) if f.name!='cfg']
+    flags = [f for f in flags_of(func) if f.name not in ('cfg', 'sources')]
     groups = {'flags of this command':flags}
     if config:
         groups = {'configuration':flags_of(RunConfig)} | groups | {'sources':_sources,
@@ -220,6 +220,7 @@ def _call_config(func, flags, groups, given):
     cfg,config_sources = resolve_config(layers, own.get('row'))
     if show: return print(_shown(own | asdict(cfg), sources | config_sources))
     args = [o for f in flags if f.positional for o in own.pop(f.name)]
+    if 'sources' in inspect.signature(func).parameters: own['sources'] = config_sources
     return func(cfg, *args, **own)
 
 def _shown(settings, sources):
@@ -349,10 +350,12 @@ def cifar_study(
     gpu:str=None, # index of the GPU, or cpu (default: one process per GPU)
     workers:int=None, # number of processes that share the runs (default: one per GPU, at least one)
     dry_run:bool=False, # only list the runs, and what this number of seeds can detect?
+    sources:dict=None, # where each setting of the baseline comes from, see `resolve_config`
 ):
     "Compare tricks or settings with a baseline over paired seeds"
     from cifar_fastai.studies import study
-    cfg = study.study_config(cfg, gpu)
+    given = [k for k,v in (sources or {}).items() if v!='default' and not v.startswith('row ')]
+    cfg = study.study_config(cfg, gpu, given)
     found = study.create_arms(arms, cfg, pairs, equal_time, root=root)
     folder = Path(studies)/(name or study.study_name(cfg))
     s = study.open_study(folder, found, range(first_seed, first_seed+seeds), not dry_run, tune, outcome, logits,

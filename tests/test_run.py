@@ -1,7 +1,7 @@
 "Runs: what they leave, going on after a kill at any moment, full disks, two processes at once, files that are not what they should be."
-import csv,errno,json,os,select,shutil,signal,subprocess,sys,time
+import csv,errno,json,os,re,select,shutil,signal,subprocess,sys,time
 from pathlib import Path
-import pytest
+import pytest, torch
 from safetensors import safe_open
 from fastai.callback.core import Callback
 from cifar_fastai import serialize
@@ -10,7 +10,7 @@ from cifar_fastai.cli import cifar_train
 from cifar_fastai.core import UserError
 from cifar_fastai.runs.config import RunConfig, read_config, run_config
 from cifar_fastai.runs.folder import RunFolder
-from cifar_fastai.runs.train import train
+from cifar_fastai.runs.train import RunPlan, count_passes, train
 
 files = ['.lock', 'best.safetensors', 'config.yaml', 'curves.png', 'environment.json', 'last.safetensors', 'log.csv',
     'test.safetensors']
@@ -308,3 +308,25 @@ def test_a_checkpoint_costs_little(tmp_path):
     with learn.no_bar(), learn.no_logging(): epoch = seconds(lambda: learn.fit(1))*50_000/len(learn.dls.train_ds)
     save = seconds(lambda: serialize.save_tree(tmp_path/'last.safetensors', learner_state(learn)))
     assert save < 0.02*epoch, f'{save:.2f} s of {epoch:.0f}'
+
+def test_a_trick_that_draws_when_it_is_created(monkeypatch):
+    'What it draws follows from the seed of the run, and creating it moves no generator'
+    Path('drawing.py').write_text('import torch\nfrom fastai.callback.core import Callback\n'
+        'class Draws(Callback):\n    def __init__(self): self.by = torch.rand(1).item()\n')
+    monkeypatch.syspath_prepend('.')
+    def drawn(seed): return RunPlan(RunConfig('lenet', 'digits', seed=seed, tricks='drawing:Draws()')).tricks[0].by
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    a = drawn(1)
+    assert torch.get_rng_state().equal(before)
+    torch.manual_seed(5)
+    assert a==drawn(1)!=drawn(2)
+
+def test_passes():
+    'Forward passes per step, as in the log of a run'
+    want = {'SAM()':2, 'SAM(every=2)':1.5, 'ASAM(start=0.5)':1.5, 'LookSAM(k=4)':1.25, 'MixUp()':1, 'EMA() SAM(every=4, end=0.5)':1.125}
+    for k,v in want.items():
+        cfg = RunConfig('lenet', 'digits', epochs=2, bs=32, fraction=0.07, tricks=k, schedule='cosine', threads=1)
+        assert count_passes(cfg)==v
+        rows = RunFolder(train(cfg, re.sub(r'\W', '', k), gpu='cpu', bar=False)).log()
+        assert sum(r['forward_passes'] for r in rows)/sum(r['steps'] for r in rows)==pytest.approx(v, abs=0.15)

@@ -582,3 +582,23 @@ def test_progress_in_a_terminal(capsys, monkeypatch):
 def test_silent(capsys):
     small('MixUp()', name='s', bar=False)
     assert capsys.readouterr()==('', '')
+
+# settings of the baseline
+
+def test_settings_that_equal_a_default_are_obeyed():
+    'Validation after every epoch, if it is asked for, in the command, in a file and from Python'
+    Path('f.yaml').write_text('valid_every: 1\n')
+    argv = ['MixUp()', *flags, '--seeds', '1', '--name']
+    for name,more in (('a', ['--valid-every', '1']), ('b', ['--config', 'f.yaml']), ('c', []), ('d', ['--valid-every', '2'])):
+        cifar_study(argv=[*argv, name, *more])
+    small('MixUp()', seeds=1, valid_every=1, name='e')
+    every = {o:read_study(f'studies/{o}').base.valid_every for o in 'abcde'}
+    assert every==dict(a=1, b=1, c=2, d=2, e=1)
+    log = RunFolder('studies/a/runs/baseline/0').log()
+    assert len(log)==2 and not any(math.isnan(r['accuracy']) for r in log)
+
+def test_a_seed_is_refused(capsys):
+    with pytest.raises(SystemExit): cifar_study(argv=['MixUp()', *flags, '--seed', '666'])
+    assert 'seed is 666: a study has several seeds, so give the first one as first_seed.' in capsys.readouterr().err
+    with pytest.raises(UserError, match='seed is 3: a study'): small('MixUp()', seed=3)
+    assert not Path('studies').exists()

@@ -738,10 +738,13 @@ def study_plan(
 def study_config(
     cfg:RunConfig, # of the baseline
     gpu:str=None, # number of a GPU, or cpu
+    given=(), # names of the settings that were given, which have no default
 )->RunConfig:
     "The configuration of a baseline, with the defaults of a study"
     from cifar_fastai.runs.train import run_device
-    changes = {} if cfg.valid_every!=1 else dict(valid_every=cfg.epochs)
+    if 'seed' in given:
+        raise UserError(f'seed is {cfg.seed}: a study has several seeds, so give the first one as first_seed.')
+    changes = {} if 'valid_every' in given or cfg.valid_every!=1 else dict(valid_every=cfg.epochs)
     if cfg.threads is None and run_device(gpu).type=='cpu': changes['threads'] = 1
     return replace(cfg, **changes)
 
@@ -770,7 +773,7 @@ def study(
     **settings # fields of `RunConfig`, of the baseline
 )->StudyResult:
     "Train a baseline and arms with paired seeds, and compare them"
-    cfg = study_config(RunConfig().override(**settings), gpu)
+    cfg = study_config(RunConfig().override(**settings), gpu, [k for k,v in settings.items() if v is not None])
     arms = [arms] if isinstance(arms, str) else arms
     check_setting('seeds', seeds, 1)
     first_seed = check_range('first_seed', first_seed, 0, 2**31, whole=True)
