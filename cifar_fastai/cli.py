@@ -340,11 +340,12 @@ def cifar_study(
     name:str=None, # name of the study (default: data, network and a digest of the settings)
     studies:str='studies', # folder that holds the studies
     pairs:bool=False, # add all compatible pairs of arms?
-    equal_time:bool=False, # add a baseline with twice the epochs, if an arm needs two passes per step?
+    equal_time:bool=False, # also compare arms with two passes per step with a baseline of equal time?
     tune:str=None, # first tune every arm on a grid, such as "lr=0.05,0.1 wd=5e-4,1e-3", on held-out training images
     tune_seeds:int=2, # number of seeds per grid setting
     outcome:str='accuracy', # what to compare: accuracy, top5, nll, ece (calibration error) or corruptions
     logits:bool=False, # store the logits of the test images?
+    weights:bool=False, # keep the weights of finished runs? cifar-evaluate and cifar-export need them
     row:str=None, # published experiment to use as the baseline, such as 3.9/ss64_orgin
     root:str=None, # folder or archive of a named data set
     gpu:str=None, # index of the GPU, or cpu (default: one process per GPU)
@@ -359,8 +360,8 @@ def cifar_study(
     found = study.create_arms(arms, cfg, pairs, equal_time, root=root)
     folder = Path(studies)/(name or study.study_name(cfg))
     s = study.open_study(folder, found, range(first_seed, first_seed+seeds), not dry_run, tune, outcome, logits,
-        tune_seeds=tune_seeds, root=root, gpu=gpu, workers=workers)
-    if dry_run: return print(study.study_plan(s, gpu, root))
+        weights, tune_seeds=tune_seeds, root=root, gpu=gpu, workers=workers)
+    if dry_run: return print(study.study_plan(s, gpu, root, workers, tune, tune_seeds))
     study.run_study(s, root, gpu, workers)
     res = study.study_result(s)
     res.save()

@@ -9,6 +9,7 @@ __all__ = ['Workers', 'worker_count', 'run_workers', 'format_duration', 'Progres
 
 # %% ../../nbs/73_studies.launch.ipynb #4838702a
 import os, shutil, signal, subprocess, sys, threading, time
+from fastcore.basics import patch
 from fastcore.imports import IN_NOTEBOOK
 from ..core import *
 
@@ -21,16 +22,8 @@ class Workers:
         restarts:int=2, # of each process
         waiting=None, # called about once per second until all have ended
     ):
-        self.commands,self.env,self.waiting = commands,env,waiting
-        self.left,self.signals,self.passed,self.ps = [restarts]*len(commands),[],0,[]
-        self.next = 0. # time of the next call of `waiting`
-
-    def _signalled(self, number, frame): self.signals.append(number)
-    def _pass_on(self):
-        "Signals that have arrived since the last call"
-        if len(self.signals)>self.passed:
-            for p in self.ps: p.terminate()
-        self.passed = len(self.signals)
+        self.commands,self.env,self.waiting,self.left = commands,env,waiting,[restarts]*len(commands)
+        self.signals,self.passed,self.ps,self.next = [],0,[],0. # `next`: time of the next call of `waiting`
 
     def start(self, i): return subprocess.Popen(self.commands[i], env=self.env)
     def code(self, i):
@@ -41,12 +34,6 @@ class Workers:
         print(f'a process was killed by {signal.Signals(-code).name} and is restarted', file=sys.stderr)
         self.left[i] -= 1
         self.ps[i] = self.start(i)
-
-    def _wait(self):
-        if self.waiting and time.monotonic()>self.next:
-            self.waiting()
-            self.next = time.monotonic()+1
-        time.sleep(0.1)
 
     def run(self)->int: # largest exit code; 128 plus the number of a signal to this process, or that ended one
         "Start all processes and wait for them"
@@ -63,6 +50,24 @@ class Workers:
         if self.signals: return 128+self.signals[0]
         if max(codes)>128: print(f'a process was ended by {signal.Signals(max(codes)-128).name}', file=sys.stderr)
         return max(codes)
+
+# %% ../../nbs/73_studies.launch.ipynb #83a1161e
+@patch
+def _signalled(self:Workers, number, frame): self.signals.append(number)
+
+@patch
+def _pass_on(self:Workers):
+    "Signals that have arrived since the last call"
+    if len(self.signals)>self.passed:
+        for p in self.ps: p.terminate()
+    self.passed = len(self.signals)
+
+@patch
+def _wait(self:Workers):
+    if self.waiting and time.monotonic()>self.next:
+        self.waiting()
+        self.next = time.monotonic()+1
+    time.sleep(0.1)
 
 # %% ../../nbs/73_studies.launch.ipynb #4f1b7d83
 def worker_count(
@@ -132,10 +137,12 @@ class Progress:
             print(self.text(done, running), file=sys.stderr, flush=True)
             self.done,self.at = done,time.monotonic()
 
-    def _is_due(self, done):
-        if self.done is None or time.monotonic()-self.at>=self.seconds: return True
-        return done-self.done>=max(1, self.total/10) or self.done<done==self.total
-
     def end(self):
         "What is printed next begins on a line of its own"
         if self.terminal and self.first is not None: print()
+
+# %% ../../nbs/73_studies.launch.ipynb #e22dd803
+@patch
+def _is_due(self:Progress, done):
+    if self.done is None or time.monotonic()-self.at>=self.seconds: return True
+    return done-self.done>=max(1, self.total/10) or self.done<done==self.total
