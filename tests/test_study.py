@@ -712,3 +712,18 @@ def test_a_setting_that_fails_is_not_chosen(monkeypatch):
     assert 'Not chosen, since a run failed: lr=0.05; MixUp() lr=0.05.' in ' '.join(study_result(s).notes())
     with pytest.raises(UserError, match='baseline fails with every setting of the grid'):
         open_study('t', create_arms(['MixUp()'], longer), range(2), tune='lr=0.05', gpu='cpu', bar=False)
+
+def test_a_run_without_weights_is_not_evaluated():
+    'What is missing, and how to keep it, is said'
+    s = small('MixUp()', name='s', seeds=1).study
+    with pytest.raises(UserError, match='last.safetensors is missing: .* which a study keeps with --weights'):
+        evaluate(s.run_folder(s.arms[1], 0).path)
+
+def test_a_callback_that_failed_is_mended(monkeypatch, capsys):
+    'An arm whose runs all failed before their first epoch has no runs of other code'
+    monkeypatch.syspath_prepend('.')
+    for by in ('self.nothing', '1'):
+        sys.modules.pop('mended', None)
+        Path('mended.py').write_text(own.replace('*self.by', f'*{by}'))
+        res = small('mended:Double()', 'MixUp()', name='s')
+    assert [o.n for o in res.arms]==[2, 2] and "no attribute 'nothing'" in capsys.readouterr().out
