@@ -1,6 +1,6 @@
 """What a user of the toolkit needs: `from cifar_fastai.all import *`
 
-Runs, experiments and reports are imported from their modules, as in `from cifar_fastai.runs.train import train`."""
+Runs, experiments and other reports are imported from their modules, as in `from cifar_fastai.runs.train import train`."""
 from fastai.vision.all import *
 from fastai.callback.training import *
 from .core import UserError
@@ -38,3 +38,4 @@ from .callback.monitor import (AGC, CPUUse, GPUUse, GradientClip, ImagesPerSecon
     StopOnNonFinite, TrainAccuracy, ValidateEvery)
 from .runs.checkpoint import Checkpoint
 from .learner import cifar_learner
+from .studies.study import load_study, study

@@ -284,12 +284,24 @@ def name_part(v)->str: # v: value of a setting
     v = '_'.join(map(name_part, v)) if isinstance(v, list) else f'{v:g}' if isinstance(v, float) else str(v)
     return re.sub(r'[^\w.]+', '-', v).strip('-')
 
+# %% ../../nbs/61_runs.config.ipynb #cb4a5b9c
+def _call_part(s):
+    "Format a call as part of a file name"
+    return name_part(re.sub(r'\d+\.\d*(e[+-]?\d+)?|\d+e[+-]?\d+', lambda m: f'{float(m[0]):g}', s))
+
+def _setting_part(k, v):
+    if k=='optimizer': return _call_part(v)
+    return f'{k}{name_part(v)}' if isinstance(v, (int, float)) else f'{k}-{name_part(v)}'
+
 @patch(as_prop=True)
 def name(self:RunConfig)->str:
-    "Default name of the run, from model, data, schedule and tricks"
-    fraction = [f'fraction{self.fraction:g}'] if self.fraction!=1 else []
-    parts = [self.model, Path(self.dataset).name, self.schedule, *fraction, *self.tricks]
-    return file_name('_'.join(map(name_part, parts)))
+    "Default name of the run, from model, data, schedule, the settings that differ from their defaults, and tricks"
+    default,apart = RunConfig(optimizer=self.optimizer),('model', 'dataset', 'schedule', 'tricks', 'seed', 'threads')
+    changed = {f.name:getattr(self, f.name) for f in fields(self) if f.name not in apart
+        and getattr(self, f.name)!=getattr(default, f.name)}
+    if self.optimizer!=RunConfig.optimizer: changed['optimizer'] = self.optimizer
+    parts = [name_part(self.model), name_part(Path(self.dataset).name), _call_part(self.schedule)]
+    return file_name('_'.join([*parts, *(_setting_part(*o) for o in changed.items()), *map(_call_part, self.tricks)]))
 
 # %% ../../nbs/61_runs.config.ipynb #a27d1565
 def _config_text(path):
