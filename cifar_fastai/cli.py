@@ -413,10 +413,11 @@ def cifar_evaluate(
     out:str=None, # folder for evaluation.json, confusion.csv and evaluation.png
     test:str=None, # other test images: cifar10.1, cifar10.1_v4, cifair10, cifair100, or any data set, folder or archive
     corrupted:str=None, # accuracy under the corruptions of cifar10c, cifar100c, or a folder or archive of their files
+    precision:str=None, # fp32, bf16 or fp16 (default: of each run, as in its validation)
 ):
     "Evaluate runs on their test images, or on those of another data set: accuracy, calibration, robustness"
     from cifar_fastai.studies.evaluate import evaluate
-    e = evaluate(runs, tta, robustness, weights, root, test, corrupted)
+    e = evaluate(runs, tta, robustness, weights, root, test, corrupted, precision)
     print(e)
     if out: print(f"{', '.join(map(str, e.save(out)))}")
 
@@ -487,7 +488,7 @@ def cifar_bench(
 ):
     "Measure the cost of an epoch, of each trick and of augmentation, relative to a bare PyTorch loop"
     from cifar_fastai.zoo.registry import create_model
-    from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,peer_cost,save_bench
+    from cifar_fastai.bench import all_tricks, data_cost, epoch_cost, peer_cost, peer_work, save_bench
     from cifar_fastai.data.loaders import cifar_dls
     from cifar_fastai.serialize import check_output
     check_output(out)
@@ -503,3 +504,4 @@ def cifar_bench(
             idle='GPU idle')
         return {k:name} | {what:f'{r[o]:.3f}' for o,what in columns.items() if o in r}
     for k,v in figures.items(): print(_table([row(k, name, r) for name,r in v.items()]), end='\n\n')
+    if peers: print(*(f'{k}: {peer_work[k]}' for k in figures['peers']), sep='\n')
