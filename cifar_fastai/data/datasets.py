@@ -234,7 +234,7 @@ def _is_array(o): return isinstance(o, (Tensor,np.ndarray))
 def _one_image(o, what, size):
     if isinstance(o, (str,bytes,Path)):
         raise UserError(f'{what} is of type {type(o).__name__}: it must be a PIL image, array or tensor.')
-    return image_array(o[None], what, size)[0] if _is_array(o) else torch.from_numpy(as_image(o, size))
+    return image_array(o[None], what, size)[0] if _is_array(o) else torch.tensor(as_image(o, size))
 
 def _object_split(o, what, size):
     "Images, labels and class names of one split"

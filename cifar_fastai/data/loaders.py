@@ -328,7 +328,7 @@ class CifarDataLoaders(DataLoaders):
 # %% ../../nbs/12_data.loaders.ipynb #9f0a2b7e
 def _is_data(o):
     "Could `o` be a data set object? Neither a number or bytes, nor empty"
-    return hasattr(o, '__getitem__') and not isinstance(o, bytes) and (not hasattr(o, '__len__') or len(o)>0)
+    with suppress(TypeError): return hasattr(o, '__getitem__') and not isinstance(o, bytes) and len(o)>0
 
 def _dataset(dataset):
     "The `DataSet` of `dataset`, and its path or the object if it is not a name"

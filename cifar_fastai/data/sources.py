@@ -663,7 +663,7 @@ def image_array(
     if isinstance(x, Tensor): x = (x.float() if x.dtype==torch.bfloat16 else x).detach().cpu().numpy()
     x,channels = np.asarray(x),(1,3,4)
     if x.ndim==4 and x.shape[1] in channels and x.shape[3] not in channels: x = x.transpose(0,2,3,1)
-    if x.ndim not in (3,4) or 0 in x.shape or x.ndim==4 and x.shape[3] not in channels:
+    if x.ndim not in (3,4) or 0 in x.shape or min(x.shape[1:3])<4 or x.ndim==4 and x.shape[3] not in channels:
         raise UserError(f'{what} have the shape {short(x.shape)}: it must be (n,h,w,3), (n,3,h,w) or (n,h,w).')
     x = _array_pixels(x, what)
     x = x if x.ndim==4 else x[...,None]
