@@ -157,8 +157,8 @@ def _check_size(arch, model, dls):
     if not isinstance(dls.train_ds, ImageTensors) or (size := tuple(dls.train_ds.x.shape[-2:]))==(32,32): return
     if (why := _size_error(model, size)) and not _size_error(model, (32,32)):
         name = arch if isinstance(arch, str) else type(arch).__name__
-        raise UserError(f"{name} does not take images of {'x'.join(map(str, size))} ({why}): use cifar_dls(..., size=32), "
-            'or a backbone that takes any size, such as resnet20.')
+        raise UserError(f"{name} does not take images of {'x'.join(map(str, size))} ({why}): use "
+            'cifar_dls(..., size=32), or a backbone that takes any size, such as resnet20.')
 
 # %% ../nbs/60_learner.ipynb #2012d616
 @delegates(Learner.__init__, but='model,loss_func,opt_func,default_cbs')

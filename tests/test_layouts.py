@@ -1,5 +1,5 @@
 "Data: the layouts that people have on disk, read exactly or refused with the nearest layout that is read."
-import io, json, pickle, random, sys, warnings
+import io, json, pickle, random, re, sys, warnings
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -346,3 +346,39 @@ def test_damage(tmp_path, name, files):
                 ends['images'] += 1
                 assert check_images(im, path) is im
     assert ends['refused']>5
+
+# The command line
+
+@pytest.mark.parametrize('given,want,source', [([],'holdout','validation images of the data set'), (['--valid','test'],'test','command line'),
+    (['--valid','holdout'],'holdout','command line')])
+def test_the_command_line_selects_as_cifar_dls_does(tmp_path, capsys, given, want, source):
+    from cifar_fastai.cli import cifar_train
+    root = write(dict(pets=folders('train/', 'val/', 'test/', n=2)), tmp_path)/'pets'
+    cifar_train(argv=['--dataset', str(root), '--print-config', *given])
+    line, = (o for o in capsys.readouterr().out.splitlines() if o.startswith('valid:'))
+    assert line.split('#')[0].split(':')[1].strip()==want and line.endswith(source)
+
+def test_a_named_data_set_is_no_folder(tmp_path, monkeypatch, capsys):
+    "Even where a folder of that name is here"
+    from cifar_fastai.cli import cifar_train
+    write(dict(cifar10=folders('train/', 'val/', 'test/', n=2)), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    cifar_train(argv=['--print-config'])
+    assert re.search(r'valid: test +# default', capsys.readouterr().out)
+
+def test_a_run_on_a_folder(tmp_path, monkeypatch, capsys):
+    "Selected on its validation images, and so it says"
+    from cifar_fastai.cli import cifar_train
+    root = write(dict(pets=folders('train/', 'val/', 'test/', n=4)), tmp_path)/'pets'
+    monkeypatch.chdir(mkdir(tmp_path/'cwd'))
+    cifar_train(argv=f'--dataset {root} --model toynet_s1_k3 --epochs 1 --bs 4 --lr 0.01 --gpu cpu --threads 1'.split())
+    assert 'selected on the test images' not in capsys.readouterr().out
+    data = json.loads(next(Path('exps').rglob('environment.json')).read_text())['data']
+    assert data['split']['valid']=='holdout' and data['train_images']==8
+
+def test_help_says_where_the_cache_is(capsys):
+    from cifar_fastai.cli import cifar_train, cifar_zoo
+    for cmd,says in ((cifar_train,True), (cifar_zoo,False)):
+        with pytest.raises(SystemExit): cmd(argv=['--help'])
+        out = ' '.join(capsys.readouterr().out.split())
+        assert ('CIFAR_FASTAI_CACHE' in out and 'can be deleted at any time' in out)==says

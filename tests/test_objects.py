@@ -9,7 +9,7 @@ from cifar_fastai.data.datasets import *
 from cifar_fastai.data.loaders import *
 from cifar_fastai.learner import cifar_learner
 from test_data import at_home # chkstyle: ignore
-from test_data import b10, binary_layout, names10, png, python_layout, some, write
+from test_data import binary_layout, names10, python_layout, some, write
 from test_data_faults import refused
 from test_data_sets import svhn_files
 from test_layouts import folders, good_npz, npz
@@ -124,7 +124,8 @@ def test_bad_objects(data, says):
     "One sentence: what was wrong, what would be right"
     with refused(says): cifar_dls(data, device='cpu')
 
-@pytest.mark.parametrize('data', [3, 2.5, None, True, b'x', [], {}, (), object(), print, np.array(3), torch.tensor(1.), {'a'}, range(0), iter([1])], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize('data', [3, 2.5, None, True, b'x', [], {}, (), object(), print, np.array(3),
+    torch.tensor(1.), {'a'}, range(0), iter([1])], ids=lambda o: type(o).__name__)
 def test_no_objects(data):
     with refused(): cifar_dls(data)
 
