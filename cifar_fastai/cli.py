@@ -64,6 +64,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, msg): self.exit(2, f"{self.prog}: {msg if len(msg)<300 else f'{msg[:200]}...'}\n")
 
 _aliases = dict(lr=['--learning-rate'])
+_places = ("Data sets are searched in --root or CIFAR_FASTAI_DATA, then in fastai's folders (~/.fastai), to which they "
+    'are downloaded. Decoded images are cached in CIFAR_FASTAI_CACHE (default: ~/.fastai/cifar_fastai): 180 MB for '
+    'CIFAR. The cache can be deleted at any time.')
 
 def _add(group, f, required):
     "Add a flag to a group of the parser"
@@ -84,7 +87,8 @@ def _parse(
     "Parse the command line"
     words = [f.name+' ...'*(f.type is list) for flags in groups.values() for f in flags if f.positional]
     p = _Parser(prog=_prog(func), usage=' '.join(['%(prog)s', *words, '[flags]']), description=func.__doc__,
-        allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        epilog=_places if any(f.name=='root' for flags in groups.values() for f in flags) else None)
     params = inspect.signature(func).parameters
     for title,flags in groups.items():
         group = p.add_argument_group(title)
@@ -122,6 +126,10 @@ def _check_value(f, v):
         raise UserError(f'gpu is {short(v)}: it must be the index of a GPU, or cpu.')
 
 # %% ../nbs/90_cli.ipynb #07b3fa97
+def _is_named(dataset):
+    from cifar_fastai.data.datasets import datasets
+    return dataset in datasets
+
 def resolve_config(
     layers:list, # (source, settings given there), in order of increasing priority
     row:str=None, # published experiment to start from
@@ -138,6 +146,8 @@ def resolve_config(
         new = new.override(**translate(published, new, fraction=native.get('fraction', 1)!=1))
         sources |= {k:source for k in names if k in native or getattr(new, k)!=getattr(cfg, k)}
         cfg = new
+    if sources['valid']=='default' and has_own_valid(cfg.dataset) and not _is_named(cfg.dataset):
+        cfg,sources['valid'] = cfg.override(valid='holdout'),'validation images of the data set'
     return replace(cfg, lr=None) if sources['lr']=='default' else cfg,sources
 
 # %% ../nbs/90_cli.ipynb #591462ee

@@ -6,10 +6,11 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/runs.config.html.md"""
 
 # %% auto #0
 __all__ = ['limits', 'Call', 'parse_calls', 'registry_table', 'resolve_call', 'check_setting', 'RunConfig', 'run_config',
-           'file_name', 'name_part', 'read_config', 'write_config']
+           'has_own_valid', 'file_name', 'name_part', 'read_config', 'write_config']
 
 # %% ../../nbs/61_runs.config.ipynb #4025020d
 import ast, hashlib, json, os, re, stat, tokenize, unicodedata, yaml
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from io import StringIO
@@ -173,7 +174,7 @@ _choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), pr
 class RunConfig:
     "All settings that determine the result of a run"
     model:str='wideresnet' # name of a backbone
-    dataset:str='cifar10' # cifar10, cifar100, cinic10, svhn, digits, another data set, or a folder or archive of images
+    dataset:str='cifar10' # cifar10, svhn, digits, another data set, or a folder, archive, .npz or .parquet of images
     epochs:int=200 # number of epochs
     bs:int=128 # training images per batch
     lr:float=None # maximum learning rate (default: 0.1 for sgd, nesterov, lars; 1 for Prodigy, ScheduleFreeSGD; 0.001)
@@ -188,7 +189,7 @@ class RunConfig:
     subset:str='seed' # how to draw a fraction: by the run's "seed", "fixed" for all seeds, or the "first" of each split
     drop_last:bool=False # drop the last training batch if it is incomplete?
     label_noise:float=0. # fraction of the training labels to replace with other classes
-    valid:str='test' # select and validate on the "test" images, or on a "holdout" (validation or training images)
+    valid:str='test' # select and validate on "test" images, or a "holdout": validation images, or training images
     valid_every:int=1 # number of epochs between validations; the last epoch is always validated
     precision:str='fp32' # fp32, or mixed precision: bf16 or fp16
     compile:bool=False # compile the network? Only worthwhile for long runs
@@ -269,6 +270,16 @@ def run_config(
 )->RunConfig:
     "Create a `RunConfig` from the settings of a run"
     return RunConfig(**{k:v for k,v in settings.items() if k!='row'})
+
+# %% ../../nbs/61_runs.config.ipynb #e21342a3
+def has_own_valid(
+    path, # name, folder or archive of a data set
+)->bool:
+    "Is `path` a folder with training, validation and test images?"
+    with suppress(OSError, ValueError, RuntimeError):
+        names = {o.name.lower() for o in Path(path).expanduser().iterdir() if o.is_dir()}
+        return {'train','test'}<=names and not names.isdisjoint(('valid','val','validation'))
+    return False
 
 # %% ../../nbs/61_runs.config.ipynb #d8d89bbd
 def file_name(
