@@ -20,11 +20,13 @@ from .learner import *
 from .runs.checkpoint import *
 
 # %% ../nbs/78_check.ipynb #9101c4f6
-def _learner(*cbs, seed=0, **kwargs):
+def _learner(*makes, seed=0, **kwargs):
+    "A Learner with the callbacks that `makes` return, created with the same random numbers each time"
+    with no_random(): cbs = [f() for f in makes]
     set_seed(seed)
     dls = cifar_dls('digits', bs=16, fraction=0.04, device='cpu')
     model = create_model('resnet20', depths=(1, 1, 1), widths=(8, 8, 8), stem=8)
-    return cifar_learner(model, dls, cbs=[o for o in cbs if o is not None], lr=0.05, **kwargs)
+    return cifar_learner(model, dls, cbs=cbs, lr=0.05, **kwargs)
 
 def _fit(learn, n=2, seed=1, cbs=None):
     set_seed(seed)
@@ -37,15 +39,15 @@ def _same(a, b): return all(torch.equal(x, y) for x,y in zip(_weights(a), _weigh
 
 # %% ../nbs/78_check.ipynb #52c53943
 def _is_off(make, off):
-    if off is not None and not _same(_fit(_learner(off())), _fit(_learner())):
+    if off is not None and not _same(_fit(_learner(off)), _fit(_learner())):
         return 'Off is not off: with the neutral setting the weights differ from those without the trick.'
 
 def _does_something(make, off):
-    if _same(_fit(_learner(make())), _fit(_learner())):
+    if _same(_fit(_learner(make)), _fit(_learner())):
         return 'It does nothing: the weights are those without the trick.'
 
 def _repeats(make, off):
-    if not _same(_fit(_learner(make())), _fit(_learner(make()))):
+    if not _same(_fit(_learner(make)), _fit(_learner(make))):
         return 'It is not reproducible: two fits with the same seed differ.'
 
 # %% ../nbs/78_check.ipynb #93842571
@@ -54,7 +56,7 @@ def _generators():
     return random.getstate(),np_state[1].tolist(),np_state[2],torch.get_rng_state().tolist()
 
 def _moves_no_generator(make, off):
-    _fit(_learner(make()))
+    _fit(_learner(make))
     with_trick = _generators()
     _fit(_learner())
     if with_trick!=_generators(): return 'It draws from the global random generators: use self.stream of Trick.'
@@ -79,7 +81,7 @@ class _Stop(Callback):
         if (self.epoch,self.iter)==(self.at,self.batch): raise KeyboardInterrupt
 
 def _leaves_no_trace(make, off):
-    learn = _fit(_learner(make()), 1)
+    learn = _fit(_learner(make), 1)
     before = _traces(learn)
     with suppress(KeyboardInterrupt): _fit(learn, 1, cbs=_Stop(0, 1))
     _fit(learn, 1)
@@ -90,20 +92,20 @@ def _leaves_no_trace(make, off):
 # %% ../nbs/78_check.ipynb #651887e3
 def _resumes(make, off):
     with tempfile.TemporaryDirectory() as d:
-        whole = _fit(_learner(make()), 3)
-        with suppress(KeyboardInterrupt): _fit(_learner(make()), 3, cbs=[Checkpoint(f'{d}/a'), _Stop(2)])
-        later = _fit(_learner(make(), seed=5), 3, seed=9, cbs=Checkpoint(f'{d}/a', resume=True))
+        whole = _fit(_learner(make), 3)
+        with suppress(KeyboardInterrupt): _fit(_learner(make), 3, cbs=[Checkpoint(f'{d}/a'), _Stop(2)])
+        later = _fit(_learner(make, seed=5), 3, seed=9, cbs=Checkpoint(f'{d}/a', resume=True))
     if not _same(whole, later):
         return 'It is not resumed exactly: state that decides later steps must be in state_dict and load_state_dict.'
 
 def _with_sam(make, off):
     if isinstance(make(), SecondPass): return
-    try: learn = _fit(_learner(make(), SAM()))
+    try: learn = _fit(_learner(make, SAM))
     except UserError as e: return f'It cannot be combined with SAM: {e}'
     if not all(w.isfinite().all() for w in _weights(learn)): return 'With SAM the weights become NaN or infinite.'
 
 def _on_meta(make, off):
-    learn = _learner(make())
+    learn = _learner(make)
     learn.dls.to('meta')
     learn.model.to('meta')
     try: _fit(learn, 1)

@@ -64,6 +64,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, msg): self.exit(2, f"{self.prog}: {msg if len(msg)<300 else f'{msg[:200]}...'}\n")
 
 _aliases = dict(lr=['--learning-rate'])
+_places = ("Data sets are searched in --root or CIFAR_FASTAI_DATA, then in fastai's folders (~/.fastai), to which they "
+    'are downloaded. Decoded images are cached in CIFAR_FASTAI_CACHE (default: ~/.fastai/cifar_fastai): 180 MB for '
+    'CIFAR. The cache can be deleted at any time.')
 
 def _add(group, f, required):
     "Add a flag to a group of the parser"
@@ -84,7 +87,8 @@ def _parse(
     "Parse the command line"
     words = [f.name+' ...'*(f.type is list) for flags in groups.values() for f in flags if f.positional]
     p = _Parser(prog=_prog(func), usage=' '.join(['%(prog)s', *words, '[flags]']), description=func.__doc__,
-        allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        epilog=_places if any(f.name=='root' for flags in groups.values() for f in flags) else None)
     params = inspect.signature(func).parameters
     for title,flags in groups.items():
         group = p.add_argument_group(title)
@@ -122,6 +126,10 @@ def _check_value(f, v):
         raise UserError(f'gpu is {short(v)}: it must be the index of a GPU, or cpu.')
 
 # %% ../nbs/90_cli.ipynb #07b3fa97
+def _is_named(dataset):
+    from cifar_fastai.data.datasets import datasets
+    return dataset in datasets
+
 def resolve_config(
     layers:list, # (source, settings given there), in order of increasing priority
     row:str=None, # published experiment to start from
@@ -138,6 +146,8 @@ def resolve_config(
         new = new.override(**translate(published, new, fraction=native.get('fraction', 1)!=1))
         sources |= {k:source for k in names if k in native or getattr(new, k)!=getattr(cfg, k)}
         cfg = new
+    if sources['valid']=='default' and has_own_valid(cfg.dataset) and not _is_named(cfg.dataset):
+        cfg,sources['valid'] = cfg.override(valid='holdout'),'validation images of the data set'
     return replace(cfg, lr=None) if sources['lr']=='default' else cfg,sources
 
 # %% ../nbs/90_cli.ipynb #591462ee
@@ -168,11 +178,11 @@ def _exits(prog):
 # %% ../nbs/90_cli.ipynb #cccc7e9d
 def command(
     func=None, # the function
-    config=False, # does it take a `RunConfig` as `cfg`, resolved from flags, file and row?
+    config=False, # does it take a `RunConfig` as `cfg`, resolved from flags, file and row (and their `sources`)?
 ):
     "Decorator: turn `func` into a command"
     if func is None: return partial(command, config=config)
-    flags = [f for f in flags_of(func) if f.name!='cfg']
+    flags = [f for f in flags_of(func) if f.name not in ('cfg', 'sources')]
     groups = {'flags of this command':flags}
     if config:
         groups = {'configuration':flags_of(RunConfig)} | groups | {'sources':_sources,
@@ -220,6 +230,7 @@ def _call_config(func, flags, groups, given):
     cfg,config_sources = resolve_config(layers, own.get('row'))
     if show: return print(_shown(own | asdict(cfg), sources | config_sources))
     args = [o for f in flags if f.positional for o in own.pop(f.name)]
+    if 'sources' in inspect.signature(func).parameters: own['sources'] = config_sources
     return func(cfg, *args, **own)
 
 def _shown(settings, sources):
@@ -302,7 +313,9 @@ def cifar_reproduce(
     if dry_run: return print(_dry(jobs, root, gpu))
     if n := worker_count(workers, gpu):
         flags = _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, workers=1, **changes)
-        sys.exit(run_workers(n, 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()', flags, gpu))
+        code = run_workers(n, 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()', flags, gpu)
+        if code>128: print('cifar-reproduce: interrupted: the same command resumes it.', file=sys.stderr)
+        sys.exit(code)
     failed = reproduce(jobs, exps, root, gpu)
     for name,why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
     if failed: sys.exit(1)
@@ -338,27 +351,29 @@ def cifar_study(
     name:str=None, # name of the study (default: data, network and a digest of the settings)
     studies:str='studies', # folder that holds the studies
     pairs:bool=False, # add all compatible pairs of arms?
-    equal_time:bool=False, # add a baseline with twice the epochs, if an arm needs two passes per step?
+    equal_time:bool=False, # also compare arms with two passes per step with a baseline of equal time?
     tune:str=None, # first tune every arm on a grid, such as "lr=0.05,0.1 wd=5e-4,1e-3", on held-out training images
     tune_seeds:int=2, # number of seeds per grid setting
     outcome:str='accuracy', # what to compare: accuracy, top5, nll, ece (calibration error) or corruptions
     logits:bool=False, # store the logits of the test images?
+    weights:bool=False, # keep the weights of finished runs? cifar-evaluate and cifar-export need them
     row:str=None, # published experiment to use as the baseline, such as 3.9/ss64_orgin
     root:str=None, # folder or archive of a named data set
     gpu:str=None, # index of the GPU, or cpu (default: one process per GPU)
     workers:int=None, # number of processes that share the runs (default: one per GPU, at least one)
     dry_run:bool=False, # only list the runs, and what this number of seeds can detect?
+    sources:dict=None, # where each setting of the baseline comes from, see `resolve_config`
 ):
     "Compare tricks or settings with a baseline over paired seeds"
     from cifar_fastai.studies import study
-    cfg = study.study_config(cfg, gpu)
+    given = [k for k,v in (sources or {}).items() if v!='default' and not v.startswith('row ')]
+    cfg = study.study_config(cfg, gpu, given)
     found = study.create_arms(arms, cfg, pairs, equal_time, root=root)
     folder = Path(studies)/(name or study.study_name(cfg))
-    bar = sys.stdout.isatty()
     s = study.open_study(folder, found, range(first_seed, first_seed+seeds), not dry_run, tune, outcome, logits,
-        tune_seeds=tune_seeds, root=root, gpu=gpu, workers=workers, bar=bar)
-    if dry_run: return print(study.study_plan(s, gpu, root))
-    study.run_study(s, root, gpu, workers, bar)
+        weights, tune_seeds=tune_seeds, root=root, gpu=gpu, workers=workers)
+    if dry_run: return print(study.study_plan(s, gpu, root, workers, tune, tune_seeds))
+    study.run_study(s, root, gpu, workers)
     res = study.study_result(s)
     res.save()
     print(f'{res}\n{folder}/: report.html, forest.png, study.csv, and the {s.done()} runs')

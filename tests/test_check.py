@@ -69,3 +69,15 @@ def test_broken_promise(make, off, says):
 
 def test_no_callback():
     with pytest.raises(UserError, match='must return a callback'): check_trick(dict)
+
+class Draws(Scale):
+    'Draws when it is created'
+    seen = set()
+    def __init__(self): self.by = 0.5+0.5*torch.rand(1).item()
+    def before_fit(self): self.seen.add(self.by)
+
+def test_draws_when_created():
+    'Every Learner has the trick with the same numbers, wherever the generators were'
+    torch.manual_seed(7)
+    check_trick(Draws)
+    assert len(Draws.seen)==1

@@ -154,6 +154,7 @@ def test_names_of_all():
     assert sorted(k for k in ours if k in fastai and ours[k] is not fastai[k])==replaced
     assert len([k for k in ours if k not in fastai])+len(replaced)<=140
     assert set(star('cifar_fastai.trick')['tricks'])<=set(ours), 'every trick is there'
+    assert {'study', 'load_study', 'cifar_dls', 'cifar_learner'}<=set(ours), 'what README.md shows is there'
 
 def test_orders_are_named():
     "The positions of all callbacks are in the table of the training step"

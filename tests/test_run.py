@@ -1,7 +1,8 @@
 "Runs: what they leave, going on after a kill at any moment, full disks, two processes at once, files that are not what they should be."
-import csv,errno,json,os,select,shutil,signal,subprocess,sys,time
+import csv,errno,json,os,re,select,shutil,signal,subprocess,sys,time
+from dataclasses import fields, replace
 from pathlib import Path
-import pytest
+import pytest, torch
 from safetensors import safe_open
 from fastai.callback.core import Callback
 from cifar_fastai import serialize
@@ -10,7 +11,7 @@ from cifar_fastai.cli import cifar_train
 from cifar_fastai.core import UserError
 from cifar_fastai.runs.config import RunConfig, read_config, run_config
 from cifar_fastai.runs.folder import RunFolder
-from cifar_fastai.runs.train import train
+from cifar_fastai.runs.train import RunPlan, count_passes, train
 
 files = ['.lock', 'best.safetensors', 'config.yaml', 'curves.png', 'environment.json', 'last.safetensors', 'log.csv',
     'test.safetensors']
@@ -308,3 +309,47 @@ def test_a_checkpoint_costs_little(tmp_path):
     with learn.no_bar(), learn.no_logging(): epoch = seconds(lambda: learn.fit(1))*50_000/len(learn.dls.train_ds)
     save = seconds(lambda: serialize.save_tree(tmp_path/'last.safetensors', learner_state(learn)))
     assert save < 0.02*epoch, f'{save:.2f} s of {epoch:.0f}'
+
+def test_a_trick_that_draws_when_it_is_created(monkeypatch):
+    'What it draws follows from the seed of the run, and creating it moves no generator'
+    Path('drawing.py').write_text('import torch\nfrom fastai.callback.core import Callback\n'
+        'class Draws(Callback):\n    def __init__(self): self.by = torch.rand(1).item()\n')
+    monkeypatch.syspath_prepend('.')
+    def drawn(seed): return RunPlan(RunConfig('lenet', 'digits', seed=seed, tricks='drawing:Draws()')).tricks[0].by
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    a = drawn(1)
+    assert torch.get_rng_state().equal(before)
+    torch.manual_seed(5)
+    assert a==drawn(1)!=drawn(2)
+
+def test_passes():
+    'Forward passes per step, as in the log of a run'
+    want = {'SAM()':2, 'SAM(every=2)':1.5, 'ASAM(start=0.5)':1.5, 'LookSAM(k=4)':1.25, 'MixUp()':1, 'EMA() SAM(every=4, end=0.5)':1.125}
+    for k,v in want.items():
+        cfg = RunConfig('lenet', 'digits', epochs=2, bs=32, fraction=0.07, tricks=k, schedule='cosine', threads=1)
+        assert count_passes(cfg)==v
+        rows = RunFolder(train(cfg, re.sub(r'\W', '', k), gpu='cpu', bar=False)).log()
+        assert sum(r['forward_passes'] for r in rows)/sum(r['steps'] for r in rows)==pytest.approx(v, abs=0.15)
+
+def test_default_names():
+    'Every setting that can change a result is in the name; the defaults are not; numbers have one spelling'
+    plain = RunConfig('lenet', 'digits')
+    assert plain.name=='lenet_digits_multistep'==RunConfig('lenet', 'digits', seed=3, threads=2).name
+    other = dict(model='resnet20', dataset='cifar10', epochs=3, bs=64, lr=0.05, tricks='MixUp()', optimizer='sgd(momentum=0.8)', schedule='cosine',
+        wd=1e-3, wd_bn_bias=False, loss='CrossEntropy(smoothing=0.1)', init='kaiming_normal', fraction=0.5, subset='fixed', drop_last=True,
+        label_noise=0.1, valid='holdout', valid_every=2, precision='bf16', compile=True, tta='flip')
+    assert {*other, 'seed', 'threads'}=={f.name for f in fields(RunConfig)}
+    names = {k:replace(plain, **{k:v}).name for k,v in other.items()}
+    assert len({plain.name, *names.values()})==len(other)+1, names
+    assert names['lr']=='lenet_digits_multistep_lr0.05' and names['epochs']=='lenet_digits_multistep_epochs3'
+    assert RunConfig('lenet', 'digits', optimizer='adamw').name=='lenet_digits_multistep_adamw'
+    a = RunConfig('lenet', 'digits', bs=64, lr=0.1+0.2, wd=1e-5, tricks='SAM(rho=0.30000000000000004) GradientClip(3.0) AGC(clip=1e-5)').name
+    assert a=='lenet_digits_multistep_bs64_lr0.3_wd1e-05_AGC-clip-1e-05_GradientClip-max_norm-3_SAM-rho-0.3'
+    assert len(RunConfig(tricks=40*'EMA(0.1) ').name)==150!=RunConfig(tricks=41*'EMA(0.1) ').name
+
+def test_another_setting_is_another_run():
+    'Two commands that differ in one setting have two folders'
+    for argv in ([], ['--lr', '0.02'], ['--bs', '64'], ['--epochs', '2']):
+        cifar_train(argv='--dataset digits --model toynet_s1_k3 --fraction 0.05 --epochs 1 --bs 32 --sched onecycle --gpu cpu'.split()+argv)
+    assert len(list(Path('exps').iterdir()))==4

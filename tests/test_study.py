@@ -22,8 +22,8 @@ flags = '--dataset digits --model lenet --fraction 0.1 --bs 32 --epochs 2 --lr 0
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
 
-def done(folder, arms, seeds=range(3), base=base):
-    s = open_study(folder, create_arms(arms, base), seeds)
+def done(folder, arms, seeds=range(3), base=base, **kwargs):
+    s = open_study(folder, create_arms(arms, base), seeds, **kwargs)
     run_study(s, gpu='cpu', bar=False)
     return s
 
@@ -178,7 +178,7 @@ def test_another_protocol():
 
 def test_incomplete():
     s = done('s', ['MixUp()'])
-    for o in ('test', 'last', 'best'): (s.run_folder(s.arms[1], 1).path/f'{o}.safetensors').unlink()
+    (s.run_folder(s.arms[1], 1).path/'test.safetensors').unlink()
     r, = study_result(s).arms
     assert r.verdict=='incomplete (2 of 3)' and r.n==2
     r, = study_result(done('t', ['MixUp()'], range(2))).arms
@@ -232,7 +232,7 @@ def test_damaged_results(damage):
 def test_test_results_are_those_of_the_network():
     'The stored bits and log likelihoods are those of the last weights on the test images'
     from cifar_fastai.runs.export import load_run
-    s = done('s', ['MixUp()'], range(1))
+    s = done('s', ['MixUp()'], range(1), weights=True)
     f = s.run_folder(s.arms[0], 0)
     learn = load_run(f.path, weights='last')
     with learn.no_bar(): preds,y = learn.get_preds()
@@ -307,7 +307,10 @@ def test_own_objects_refused(arm, says):
     assert says in str(e.value)
 
 def test_equal_time():
-    assert [a.name for a in create_arms(['SAM()'], base, equal_time=True)]==['baseline', 'SAM()', 'epochs=4']
+    'The longer baseline has as many passes as the arm; it is added once'
+    assert [a.name for a in create_arms(['SAM()', 'ASAM()', 'LookSAM(k=2)'], base, equal_time=True)]==['baseline', 'SAM()', 'ASAM()',
+        'LookSAM(k=2)', 'baseline epochs=3', 'baseline epochs=4']
+    assert [a.name for a in create_arms(['SAM()', 'epochs=4'], base, equal_time=True)]==['baseline', 'SAM()', 'epochs=4']
     assert [a.name for a in create_arms(['MixUp()'], base, equal_time=True)]==['baseline', 'MixUp()']
 
 # tuning
@@ -342,7 +345,7 @@ def small(*arms, seeds=2, **kwargs):
 @pytest.mark.parametrize('outcome', ['top5', 'nll', 'ece', 'corruptions'])
 def test_outcome(outcome):
     'What is compared is what `evaluate` measures, and lower is better for an error'
-    res = small('label_noise=0.5', outcome=outcome, name='s', epochs=4, seeds=3)
+    res = small('label_noise=0.5', outcome=outcome, name='s', epochs=4, seeds=3, weights=True)
     a = res.study.arms[1]
     for s in range(3):
         row = evaluate(res.study.run_folder(a, s).path, robustness=outcome=='corruptions').rows[0]
@@ -374,7 +377,7 @@ def test_another_outcome_is_refused():
 
 def test_logits():
     'Stored on request, in the run and in the packed file'
-    res = small('MixUp()', name='s', logits=True)
+    res = small('MixUp()', name='s', logits=True, weights=True)
     folder = res.study.run_folder(res.study.arms[1], 0)
     learn = load_run(folder.path)
     with learn.no_bar(): want = learn.get_preds(act=lambda x: x)[0]
@@ -523,16 +526,22 @@ def test_later_arms_and_seeds_are_shown():
     assert 'MixUp()' in first and 'SAM()' not in first and 'MixUp()' in later and 'SAM()' in later
     for page in (study_result(s).markdown(), study_result(s).html()): assert page.count('SAM()')>=2
 
-def test_equal_time_sentence():
-    'An arm with two passes is compared, paired, with the baseline of twice the epochs'
-    res = small('SAM()', 'MixUp()', equal_time=True, seeds=3)
-    x,y = (np.array([res.runs[k][s]['accuracy'] for s in range(3)]) for k in ('SAM()', 'epochs=4'))
-    d = x-y
-    lo,hi = stats.ttest_1samp(d, 0).confidence_interval(0.95) if np.ptp(d) else (0, 0)
-    said = next(o for o in res.notes() if 'twice the epochs' in o)
-    assert said.startswith('SAM() against the baseline of twice the epochs, without a verdict: ')
-    assert f'{d.mean():+.1f}' in said and (not np.ptp(d) or f'[{lo:+.1f}, {hi:+.1f}]' in said)
-    assert not any('MixUp() against' in o for o in res.notes())
+def test_compared_at_equal_time():
+    'An arm with two passes is compared, paired and with a verdict, with the baseline of twice the epochs, which is no arm of its own'
+    res = small('SAM()', 'MixUp()', 'ASAM()', equal_time=True, seeds=4, name='s')
+    assert [o.name for o in res.arms]==['SAM()', 'MixUp()', 'ASAM()']
+    names = 'SAM()', 'ASAM()'
+    assert [o.name for o in res.equal_time]==[f'{o} against baseline epochs=4' for o in names]
+    ds = [np.array([res.runs[k][s]['accuracy']-res.runs['baseline epochs=4'][s]['accuracy'] for s in range(4)]) for k in names]
+    for r,d,p in zip(res.equal_time, ds, holm([stats.ttest_1samp(d, 0).pvalue for d in ds])):
+        assert r.difference.value==pytest.approx(d.mean()) and r.adjusted==pytest.approx(p) and r.verdict in ('helps', 'hurts', 'cannot be told')
+    log = res.runs['baseline epochs=4'][0]['run'].log
+    assert sum(r['forward_passes'] for r in log)==sum(r['forward_passes'] for r in res.runs['SAM()'][0]['run'].log)
+    for text in (str(res), res.markdown(), res.html()): assert 'SAM() against baseline epochs=4' in text and 'At equal time' in text
+    assert any(o.startswith('ASAM() against baseline epochs=4: ') for o in res.notes())
+    assert list(res.frame.name)==['SAM()', 'MixUp()', 'ASAM()', *(o.name for o in res.equal_time)]
+    pack_study(res.study, 'p.safetensors')
+    assert load_study('p.safetensors').equal_time==res.equal_time==load_study('studies/s').equal_time
 
 def test_interaction_in_any_order():
     'The effect of a pair minus the sum of the single effects, whatever the order of its tricks'
@@ -550,3 +559,191 @@ def test_plan_counts_passes(monkeypatch):
     assert 'magnitude: 8 s' in plan('MixUp()') and 'magnitude: 12 s' in plan('SAM()') # 2 epochs of a tenth, 4 runs
     s = done('s', ['SAM()'], range(2))
     assert '0 of 4 runs are missing' in study_plan(s, 'cpu') and 'magnitude: 0 s' in study_plan(s, 'cpu')
+
+def test_plan_counts_everything(monkeypatch):
+    'Teachers, tuning on nine tenths of the images, second passes in some steps, and the processes'
+    monkeypatch.setattr('cifar_fastai.studies.experiments.image_seconds', lambda name, device: 1/100)
+    monkeypatch.setattr('cifar_fastai.studies.experiments.count_images', lambda dataset, root: 10_000)
+    def plan(*arms, **kwargs): return study_plan(open_study('s', create_arms(arms, base), range(2), write=False), 'cpu', **kwargs)
+    assert 'magnitude: 1 min 20 s' in plan('MixUp()') # 2 epochs of 10 s, 4 runs
+    assert 'magnitude: 1 min 40 s' in plan('SAM(every=2)')
+    teachers = plan("KD('toynet_s1_k3')", "KD('toynet_s1_k3') MixUp()")
+    assert '6 of 6 runs are missing, and 2 runs of teachers: ' in teachers and 'magnitude: 2 min 40 s' in teachers
+    assert 'runs of teachers' not in plan("KD('lenet')") and 'magnitude: 1 min 20 s' in plan("KD('lenet')")
+    tuned = plan('MixUp()', tune='lr=0.01,0.05', tune_seeds=3)
+    assert '4 of 4 runs are missing, and 12 runs of tuning: ' in tuned and 'magnitude: 4 min 56 s' in tuned # 80 + 12*18
+    assert 'Time of training in 4 processes, to an order of magnitude: 20 s' in plan('MixUp()', workers=4)
+    assert not Path('s').exists()
+
+# interruption and progress of the command
+
+command = 'import sys\nfrom cifar_fastai.cli import cifar_study\ncifar_study()'
+
+def started(*argv):
+    'The command in a process of its own'
+    return subprocess.Popen([sys.executable, '-c', 'import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n'+command, *argv],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def alone(pid):
+    'Has a process no child that runs?'
+    import psutil
+    return not [o for o in psutil.Process(pid).children(recursive=True) if o.status()!=psutil.STATUS_ZOMBIE]
+
+@pytest.mark.parametrize('workers', ['2', '1'])
+def test_interrupted_by_a_signal_to_the_parent(workers):
+    'Ctrl-C, or `kill -INT` of the parent alone, ends all processes; their runs can be resumed'
+    import os
+    slow = [o if o!='2' else '400' for o in flags]
+    argv = ['MixUp()', *slow, '--seeds', '2', '--name', 's', '--workers', workers]
+    p = started(*argv)
+    while len(list(Path('studies').rglob('log.csv')))<int(workers): time.sleep(0.02)
+    p.send_signal(signal.SIGINT)
+    out,err = p.communicate(timeout=60)
+    assert p.returncode==130 and 'Traceback' not in err and alone(os.getpid())
+    assert err.splitlines()[-1]=='cifar-study: studies/s was interrupted with 0 of 4 runs finished: the same command resumes it.'
+    begun = [RunFolder(o.parent) for o in Path('studies').rglob('config.yaml')]
+    assert len(begun)==int(workers) and {o.state(400) for o in begun}=={'interrupted'}
+
+def test_progress_without_a_terminal():
+    'Plain lines on the standard error: at the start, and with every tenth of the runs; the output is the report'
+    p = started('MixUp()', *flags, '--seeds', '2', '--name', 's')
+    out,err = p.communicate(timeout=120)
+    lines = [o for o in err.splitlines() if 'runs finished' in o]
+    assert p.returncode==0 and 'runs finished' not in out and not any(c in out+err for c in '\r\b\x1b█')
+    assert lines[0]=='studies/s: 0 of 4 runs finished; running: baseline seed 0' and lines[-1]=='studies/s: 4 of 4 runs finished'
+    assert len(lines)==5 and 'about ' in lines[2] and 'left; running: baseline seed 1' in lines[2]
+
+def test_progress_in_a_terminal(capsys, monkeypatch):
+    'One line, written again and again, with the runs at work'
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    monkeypatch.setenv('COLUMNS', '120')
+    small('MixUp()', name='s', bar=True)
+    out,err = capsys.readouterr()
+    shown = out.split('\r')[1:]
+    assert err=='' and len(shown)==5 and {len(o) for o in shown[:-1]}=={119} and shown[-1].endswith('\n') and out.count('\n')==1
+    assert 'MixUp() seed 1' in shown[3] and '4 of 4' in shown[4]
+
+def test_silent(capsys):
+    small('MixUp()', name='s', bar=False)
+    assert capsys.readouterr()==('', '')
+
+# settings of the baseline
+
+def test_settings_that_equal_a_default_are_obeyed():
+    'Validation after every epoch, if it is asked for, in the command, in a file and from Python'
+    Path('f.yaml').write_text('valid_every: 1\n')
+    argv = ['MixUp()', *flags, '--seeds', '1', '--name']
+    for name,more in (('a', ['--valid-every', '1']), ('b', ['--config', 'f.yaml']), ('c', []), ('d', ['--valid-every', '2'])):
+        cifar_study(argv=[*argv, name, *more])
+    small('MixUp()', seeds=1, valid_every=1, name='e')
+    every = {o:read_study(f'studies/{o}').base.valid_every for o in 'abcde'}
+    assert every==dict(a=1, b=1, c=2, d=2, e=1)
+    log = RunFolder('studies/a/runs/baseline/0').log()
+    assert len(log)==2 and not any(math.isnan(r['accuracy']) for r in log)
+
+def test_a_seed_is_refused(capsys):
+    with pytest.raises(SystemExit): cifar_study(argv=['MixUp()', *flags, '--seed', '666'])
+    assert 'seed is 666: a study has several seeds, so give the first one as first_seed.' in capsys.readouterr().err
+    with pytest.raises(UserError, match='seed is 3: a study'): small('MixUp()', seed=3)
+    assert not Path('studies').exists()
+
+# weights of finished runs
+
+def weights(folder): return sorted(str(o.relative_to(folder)) for o in Path(folder).glob('runs/*/*/*') if o.name in ('best.safetensors', 'last.safetensors'))
+
+@pytest.mark.parametrize('outcome', ['accuracy', 'ece'])
+def test_weights_are_removed(outcome):
+    'A finished run keeps what the report reads, and is not trained again; of an interrupted one everything is kept'
+    res = small('MixUp()', name='s', outcome=outcome)
+    assert not weights('studies/s') and res.arms[0].n==2
+    kept = {o.name for o in res.study.run_folder(res.study.arms[1], 0).path.iterdir()}
+    assert kept=={'.lock', 'config.yaml', 'environment.json', 'log.csv', 'test.safetensors'} | ({'measures.json'} if outcome=='ece' else set())
+    before = {o:o.stat().st_mtime_ns for o in Path('studies/s/runs').rglob('*') if o.is_file()}
+    again = small('MixUp()', name='s', outcome=outcome)
+    assert before=={o:o.stat().st_mtime_ns for o in Path('studies/s/runs').rglob('*') if o.is_file()} and again.arms==res.arms
+
+def test_weights_are_kept(capsys):
+    'If asked for, and those of teachers; what a killed process left is removed by the next one'
+    small('MixUp()', name='a', weights=True)
+    assert len(weights('studies/a'))==8
+    small('MixUp()', name='a')
+    assert not weights('studies/a')
+    small("KD('toynet_s1_k3')", name='b', seeds=1)
+    assert [o.split('/')[1].startswith('model-toynet') for o in weights('studies/b')]==[True]*2
+    cifar_study(argv=['MixUp()', *flags, '--seeds', '1', '--name', 'c', '--weights'])
+    assert len(weights('studies/c'))==4
+
+def test_a_teacher_without_weights_is_trained_again():
+    'An arm that is added later needs the weights of the baseline: its runs are made again, with the same results'
+    first = small('MixUp()', name='s')
+    res = small('MixUp()', "KD('lenet')", name='s')
+    assert weights('studies/s')==[f'runs/baseline/{k}/{o}.safetensors' for k in range(2) for o in ('best', 'last')]
+    assert res.added[0].n==2 and [r['test'].correct.tolist() for r in first.runs['baseline'].values()]==[
+        r['test'].correct.tolist() for r in res.runs['baseline'].values()]
+
+# arms on disk
+
+def test_a_new_setting_renames_no_arm(monkeypatch):
+    'Settings at their default are not part of the digest; others are'
+    from cifar_fastai.studies import study as module
+    arm = create_arm('MixUp(0.2)', base)
+    real = module.asdict
+    monkeypatch.setattr(module, 'asdict', lambda o: real(o) | (dict(future=0) if isinstance(o, RunConfig) else {}))
+    assert create_arm('MixUp(0.2)', base).folder==arm.folder
+    assert create_arm('MixUp(0.2)', replace(base, bs=16)).folder!=arm.folder
+    assert create_arm('MixUp(0.2)', replace(base, seed=1)).folder==arm.folder
+
+def test_an_edited_module_is_refused(monkeypatch):
+    'Runs of a callback whose source was edited since are not mixed with new ones; nothing is lost, and what to do is said'
+    monkeypatch.syspath_prepend('.')
+    source = own.replace('self.loss_grad*self.by', 'self.loss_grad*self.by*{}')
+    def written(by):
+        sys.modules.pop('edited', None)
+        Path('edited.py').write_text(source.format(by))
+    written(1)
+    res = small('edited:Double(2.)', 'MixUp()', name='s')
+    assert small('edited:Double(2.)', 'MixUp()', name='s').arms==res.arms
+    written(7)
+    folder = f'studies/s/runs/{res.study.arms[1].folder}'
+    for f in (lambda: small('edited:Double(2.)', name='s', seeds=3), lambda: run_study(read_study('studies/s'), gpu='cpu', bar=False)):
+        with pytest.raises(UserError) as e: f()
+        assert str(e.value)==f'edited was edited since studies/s has runs with it: give this study another name, or remove {folder} to train them again.'
+    assert load_study('studies/s').arms==res.arms
+    import shutil
+    shutil.rmtree(folder)
+    again = small('edited:Double(2.)', 'MixUp()', name='s')
+    assert again.arms[1]==res.arms[1] and again.arms[0].mean!=res.arms[0].mean
+
+# tuning
+
+def test_a_setting_that_fails_is_not_chosen(monkeypatch):
+    'A setting whose best seed survives and whose other one diverges is not chosen, and named'
+    import cifar_fastai.runs.train as module
+    real = module.train
+    def train(cfg, *args, **kwargs):
+        if cfg.lr==0.05 and cfg.seed%2: raise UserError('It diverged.')
+        return real(cfg, *args, **kwargs)
+    monkeypatch.setattr(module, 'train', train)
+    longer = replace(base, epochs=8, valid_every=8, fraction=0.3)
+    s = open_study('s', create_arms(['MixUp()'], longer), range(2), tune='lr=1e-5,0.05', gpu='cpu', bar=False)
+    assert s.tuning['chosen']=={'baseline':dict(lr=1e-5), 'MixUp()':dict(lr=1e-5)} and s.tuning['runs']==6
+    assert s.tuning['failed']==['lr=0.05', 'MixUp() lr=0.05']
+    run_study(s, gpu='cpu', bar=False)
+    assert 'Not chosen, since a run failed: lr=0.05; MixUp() lr=0.05.' in ' '.join(study_result(s).notes())
+    with pytest.raises(UserError, match='baseline fails with every setting of the grid'):
+        open_study('t', create_arms(['MixUp()'], longer), range(2), tune='lr=0.05', gpu='cpu', bar=False)
+
+def test_a_run_without_weights_is_not_evaluated():
+    'What is missing, and how to keep it, is said'
+    s = small('MixUp()', name='s', seeds=1).study
+    with pytest.raises(UserError, match='last.safetensors is missing: .* which a study keeps with --weights'):
+        evaluate(s.run_folder(s.arms[1], 0).path)
+
+def test_a_callback_that_failed_is_mended(monkeypatch, capsys):
+    'An arm whose runs all failed before their first epoch has no runs of other code'
+    monkeypatch.syspath_prepend('.')
+    for by in ('self.nothing', '1'):
+        sys.modules.pop('mended', None)
+        Path('mended.py').write_text(own.replace('*self.by', f'*{by}'))
+        res = small('mended:Double()', 'MixUp()', name='s')
+    assert [o.n for o in res.arms]==[2, 2] and "no attribute 'nothing'" in capsys.readouterr().out

@@ -144,7 +144,9 @@ def weights(self:RunFolder,
     "Load the weights of the network"
     if kind not in _weights: raise unknown('kind of weights', kind, _weights)
     path = self.path/_weights[kind]
-    if not os.path.lexists(path): raise UserError(f'{path} is missing: {self.path} does not contain these weights.')
+    if not os.path.lexists(path):
+        raise UserError(f'{path} is missing: {self.path} does not contain these weights, which a study keeps with '
+            '--weights.')
     return {k:v.clone().contiguous() for k,v in load_weights(path).items()}
 
 @patch

@@ -6,14 +6,15 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.study.html.md"""
 
 # %% auto #0
 __all__ = ['Arm', 'create_arm', 'teacher_name', 'with_teacher', 'create_arms', 'Study', 'read_study', 'open_study', 'train_jobs',
-           'StudyInterrupted', 'run_study', 'parse_grid', 'tune_arms', 'study_runs', 'StudyResult', 'study_result',
-           'pack_study', 'load_study', 'study_plan', 'study_config', 'study_name', 'study']
+           'StudyInterrupted', 'run_study', 'parse_grid', 'tuning_study', 'tune_arms', 'study_runs', 'StudyResult',
+           'study_result', 'pack_study', 'load_study', 'study_plan', 'study_config', 'study_name', 'study']
 
 # %% ../../nbs/77_studies.study.ipynb #c47503aa
-import ast, gc, hashlib, json, math, re
+import ast, gc, hashlib, json, math, re, sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, product
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore import xml
@@ -31,6 +32,12 @@ from .launch import *
 from .report import *
 
 # %% ../../nbs/77_studies.study.ipynb #13e85ac5
+def _digest(cfg, size):
+    "Identifies a configuration by what differs from the defaults, apart from the seed"
+    default = asdict(RunConfig())
+    text = json.dumps({k:v for k,v in asdict(cfg).items() if k!='seed' and v!=default[k]}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+
 @dataclass(frozen=True)
 class Arm:
     "A change of the baseline"
@@ -41,12 +48,11 @@ class Arm:
         "The arm with other settings"
         return Arm(self.name, self.config.override(**settings))
 
-    @property
+    @cached_property
     def folder(self):
         "Name of the folder of its runs: readable, and unique by a digest of the configuration"
         if self.name=='baseline': return self.name
-        digest = hashlib.blake2b(repr(replace(self.config, seed=0)).encode(), digest_size=3).hexdigest()
-        return f"{file_name(name_part(self.name), 100).strip('.-')}-{digest}"
+        return f"{file_name(name_part(self.name), 100).strip('.-')}-{_digest(self.config, 3)}"
 
 # %% ../../nbs/77_studies.study.ipynb #78ed879c
 def _value(text):
@@ -86,7 +92,7 @@ def create_arm(
     if not isinstance(text, str):
         raise UserError(f'The arm {short(text)} is not text: write "MixUp(0.2)" or "lr=0.2", for example.')
     text = ' '.join(text.split())
-    settings,calls = _split_arm(re.sub(r' ?= ?', '=', text))
+    settings,calls = _split_arm(re.sub(r' ?= ?', '=', text.removeprefix('baseline ')))
     if not (settings or calls): raise UserError('An arm is empty: write "MixUp(0.2)" or "lr=0.2", for example.')
     own = {k:v for k,v in settings.items() if k not in [f.name for f in fields(PublishedTricks)]}
     cfg = base.override(**own)
@@ -125,9 +131,13 @@ def _pairs(arms, base, **kwargs):
         if arm.config not in [o.config for o in arms] and _fault(arm, **kwargs) is None: res.append(arm)
     return res
 
-def _two_passes(arms):
-    from cifar_fastai.runs.train import has_second_pass
-    return any(has_second_pass(with_teacher(a.config)) for a in arms)
+def _passes(cfg):
+    from cifar_fastai.runs.train import count_passes
+    return count_passes(with_teacher(cfg))
+
+def _equal_epochs(arm):
+    "Epochs of a baseline with as many passes; None for an arm with one pass per step"
+    return round(n*arm.config.epochs) if (n := _passes(arm.config))>1 else None
 
 # %% ../../nbs/77_studies.study.ipynb #3ceecb0e
 def _fault(arm, **kwargs):
@@ -145,7 +155,7 @@ def create_arms(
     texts, # see `create_arm`
     base:RunConfig, # the baseline
     pairs:bool=False, # add all compatible pairs?
-    equal_time:bool=False, # add a baseline of twice the epochs, if an arm takes two passes per step?
+    equal_time:bool=False, # add a baseline of equal time for each arm that takes two passes per step?
     **kwargs # `root` and `device`, for `RunPlan`
 )->list: # of `Arm`; the baseline first
     "Parse and validate the baseline and the arms"
@@ -154,7 +164,10 @@ def create_arms(
         try: arms.append(create_arm(o, base))
         except UserError as e: faults.append(f'{o}: {e}')
     if pairs: arms += _pairs(arms[1:], base, **kwargs)
-    if equal_time and not faults and _two_passes(arms): arms.append(create_arm(f'epochs={2*base.epochs}', base))
+    if equal_time and not faults:
+        epochs = sorted({n for a in arms if (n := _equal_epochs(a))})
+        longer = [create_arm(f'baseline epochs={n}', base) for n in epochs]
+        arms += [o for o in longer if o.config not in [a.config for a in arms]]
     for a in arms:
         same = seen.get(repr(a.config))
         if same: faults.append(f'{a.name}: it is the same as {same}')
@@ -179,16 +192,13 @@ class Study:
     tuning:dict=None # result of `tune_arms`: `grid`, `seeds`, `chosen`, `runs`, `seconds`
     outcome:str='accuracy' # what is compared, see `outcomes`
     logits:bool=False # do runs store the logits of the test images?
+    weights:bool=False # do finished runs keep their weights? Those of teachers do in any case
+    sources:dict=None # module of the user -> digest of its source
 
     protocol = property(lambda self: {k:v for k,v in asdict(self.base).items() if k!='seed'},
         doc='Settings that all runs share')
 
-    @property
-    def digest(self):
-        "Identifies the protocol"
-        default = asdict(RunConfig())
-        text = json.dumps({k:v for k,v in self.protocol.items() if v!=default[k]}, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    digest = property(lambda self: _digest(self.base, 4), doc='Identifies the protocol')
 
     def jobs(self):
         "(arm, seed) of every run, the first seed of every arm first"
@@ -216,6 +226,12 @@ def teacher(self:Study,
     if name is None: return None
     return self.arms[0] if name==self.base.model else create_arm(f'model={name}', self.base)
 
+# %% ../../nbs/77_studies.study.ipynb #6b530da4
+@patch(as_prop=True)
+def teachers(self:Study):
+    "Folder -> arm, of all teachers"
+    return {t.folder:t for a in self.arms if (t := self.teacher(a))}
+
 @patch
 def is_done(self:Study,
     arm:Arm, # of the study
@@ -224,6 +240,16 @@ def is_done(self:Study,
     "Is a run finished?"
     names = ['test.safetensors'] + ['measures.json']*(self.outcome in _measured)
     return all(self.run_folder(arm, seed).has(o) for o in names)
+
+# %% ../../nbs/77_studies.study.ipynb #41137eef
+@patch
+def missing(self:Study)->list: # of (arm, seed)
+    "The runs to train, after those of the teachers that they need"
+    todo = [o for o in self.jobs() if not self.is_done(*o)]
+    first = [(t, s) for a,s in todo if (t := self.teacher(a)) and not _can_teach(self.run_folder(t, s))]
+    return [*{(a.folder, s):(a, s) for a,s in first+todo}.values()]
+
+def _can_teach(folder): return folder.has('test.safetensors') and folder.has('last.safetensors')
 
 # %% ../../nbs/77_studies.study.ipynb #43f57807
 @patch
@@ -235,7 +261,44 @@ def __repr__(self:Study):
 def _facts(study):
     "The description of a study"
     return dict(format='cifar_fastai study', protocol=study.protocol, arms=[a.name for a in study.arms[1:]],
-        seeds=study.seeds, declared=study.declared, tuning=study.tuning, outcome=study.outcome, logits=study.logits)
+        seeds=study.seeds, declared=study.declared, tuning=study.tuning, outcome=study.outcome, logits=study.logits,
+        weights=study.weights, sources=study.sources)
+
+# %% ../../nbs/77_studies.study.ipynb #2463b3ea
+def _own_names(cfg):
+    "Every `module:Name` of a configuration"
+    def inner(c):
+        yield c.name
+        for o in [*c.args, *c.kwargs.values()]:
+            if isinstance(o, Call): yield from inner(o)
+    names = [cfg.model, *(n for s in cfg.tricks for c in parse_calls(s) for n in inner(c))]
+    return [n for n in names if ':' in n and not n.startswith('timm:')]
+
+def _source_digest(name):
+    import_object(name, 'object')
+    file = getattr(sys.modules[name.partition(':')[0]], '__file__', None)
+    return hashlib.blake2b(Path(file).read_bytes() if file else b'', digest_size=8).hexdigest()
+
+def _sources(study):
+    "Module -> digest of its source, and module -> folders of the arms with it"
+    digests,folders = {},{}
+    for a in [*study.arms, *study.teachers.values()]:
+        for name in _own_names(a.config):
+            module = name.partition(':')[0]
+            digests[module] = _source_digest(name)
+            folders.setdefault(module, []).append(study.folder/'runs'/a.folder)
+    return digests,folders
+
+# %% ../../nbs/77_studies.study.ipynb #da50ef49
+def _with_sources(study):
+    "The study with the digests of the user's modules; raises `UserError` if one was edited and has runs"
+    digests,folders = _sources(study)
+    for k,v in digests.items():
+        begun = [str(o) for o in folders[k] if o.exists()]
+        if (study.sources or {}).get(k, v)!=v and begun:
+            raise UserError(f"{k} was edited since {study.folder} has runs with it: give this study another name, or "
+                f"remove {', '.join(dict.fromkeys(begun))} to train them again.")
+    return replace(study, sources=digests)
 
 # %% ../../nbs/77_studies.study.ipynb #d81b5116
 def _study(path, d):
@@ -249,7 +312,8 @@ def _study(path, d):
         assert set(declared['arms'])<=set(d['arms']) and set(declared['seeds'])<=set(seeds) and outcome in outcomes
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise UserError(f'{path} is not a valid study{f": {e}" if isinstance(e, UserError) else "."}') from None
-    return Study(Path(path), base, arms, seeds, declared, tuning, outcome, logits)
+    return Study(Path(path), base, arms, seeds, declared, tuning, outcome, logits, d.get('weights', False),
+        d.get('sources'))
 
 def read_study(folder)->Study:
     "The study in a folder"
@@ -264,13 +328,15 @@ def open_study(
     tune:str=None, # grid of settings, see `tune_arms`
     outcome:str='accuracy', # what is compared, see `outcomes`
     logits:bool=False, # store the logits of the test images?
+    weights:bool=False, # keep the weights of finished runs?
     **kwargs # for `tune_arms`
 )->Study:
     "Create a study, or extend the one in `folder`"
     folder,names,seeds = Path(folder),[a.name for a in arms[1:]],list(seeds)
     if outcome not in outcomes: raise unknown('outcome', outcome, outcomes)
     for s in seeds: check_setting('seed', s, 0)
-    new = Study(folder, arms[0].config, arms, seeds, dict(arms=names, seeds=seeds), None, outcome, logits)
+    new = Study(folder, arms[0].config, arms, seeds, dict(arms=names, seeds=seeds), None, outcome, logits,
+        weights)
     if (folder/'study.json').exists():
         old = read_study(folder)
         mine,theirs = (o.protocol | dict(outcome=o.outcome, logits=o.logits) for o in (new, old))
@@ -280,9 +346,10 @@ def open_study(
             raise UserError(f'{folder} was not tuned on this grid: give this study another name.')
         known = [old.base, *(create_arm(a.name, old.base).config for a in old.arms[1:])]
         added = [a for a in arms if a.config not in known]
-        new = replace(old, arms=[*old.arms, *added], seeds=sorted({*old.seeds, *seeds}))
+        new = replace(old, arms=[*old.arms, *added], seeds=sorted({*old.seeds, *seeds}), weights=weights)
         if added and old.tuning: raise UserError(f'{folder} was tuned: arms cannot be added to it.')
     elif tune and write: new = _tuned(new, tune, **kwargs)
+    new = _with_sources(new)
     if write:
         with atomic_write(folder/'study.json', 'w') as f: f.write(json.dumps(_facts(new), indent=1)+'\n')
     return new
@@ -293,11 +360,29 @@ def _train_run(study, arm, seed, root, gpu):
     from cifar_fastai.runs.train import train
     cfg,folder = replace(arm.config, seed=seed),study.run_folder(arm, seed)
     if t := study.teacher(arm):
-        if not study.run_folder(t, seed).has('test.safetensors'): _train_run(study, t, seed, root, gpu)
+        if not _can_teach(study.run_folder(t, seed)): _train_teacher(study, t, seed, root, gpu)
         cfg = with_teacher(cfg, study.run_folder(t, seed).path/'last.safetensors')
     train(cfg, arm.folder, root, study.folder/'runs', resume=True, gpu=gpu, bar=False, curves=False,
         logits=study.logits)
     if study.outcome in _measured: _measure(folder, cfg, study.outcome, root)
+    _remove_weights(study, arm, folder)
+
+# %% ../../nbs/77_studies.study.ipynb #a540776c
+def _train_teacher(study, arm, seed, root, gpu):
+    "Train a teacher; again, if its run is finished and its weights were removed"
+    folder = study.run_folder(arm, seed)
+    if folder.has('test.safetensors'):
+        with folder.lock():
+            for o in [] if _can_teach(folder) else folder.path.iterdir():
+                if o.name!='.lock': o.unlink()
+    _train_run(study, arm, seed, root, gpu)
+
+def _remove_weights(study, arm, folder):
+    "Remove the weights of a finished run, where nothing needs them"
+    names = [o for o in ('best.safetensors', 'last.safetensors') if folder.has(o)]
+    if study.weights or arm.folder in study.teachers or not names: return
+    with suppress(RunLocked), folder.lock():
+        for o in names: (folder.path/o).unlink(missing_ok=True)
 
 def _measure(folder, cfg, outcome, root):
     "Write `measures.json`: what `evaluate` returns"
@@ -311,21 +396,24 @@ def train_jobs(
     study:Study, # to run
     root=None, # folder or archive of a named data set
     gpu:str=None, # number of a GPU, or cpu
-    each=None, # called after each run with the arm and the seed
+    each=None, # called before each run with the arm and the seed
 )->dict: # (arm, seed) -> error message
     "Train the missing runs of a study in this process"
     failed = {}
     gc.freeze() # what is imported is not searched again after every run
     try:
         for arm,seed in study.jobs():
-            if not study.is_done(arm, seed):
-                try: _train_run(study, arm, seed, root, gpu)
-                except RunLocked: continue
-                except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
-                except UserError as e: failed[arm.name, seed] = str(e)
-                except Exception as e: failed[arm.name, seed] = f'{type(e).__name__}: {e}'
-                gc.collect() # the tensors of a Learner are in reference cycles
+            if study.is_done(arm, seed):
+                _remove_weights(study, arm, study.run_folder(arm, seed))
+                continue
             if each: each(arm, seed)
+            try: _train_run(study, arm, seed, root, gpu)
+            except RunLocked: continue
+            except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
+            except KeyboardInterrupt: raise StudyInterrupted(study, 130) from None # between batches of two runs
+            except UserError as e: failed[arm.name, seed] = str(e)
+            except Exception as e: failed[arm.name, seed] = f'{type(e).__name__}: {e}'
+            gc.collect() # the tensors of a Learner are in reference cycles
     finally: gc.unfreeze()
     return failed
 
@@ -347,7 +435,9 @@ from cifar_fastai.studies.study import read_study, train_jobs
 from cifar_fastai.core import UserError
 folder,root,*gpu = sys.argv[1:]
 try: failed = train_jobs(read_study(folder), root or None, gpu[0].split('=')[1] if gpu else None)
-except UserError as e: sys.exit(getattr(e, 'code', 2))
+except UserError as e:
+    if not hasattr(e, 'code'): print(e, file=sys.stderr)
+    sys.exit(getattr(e, 'code', 2))
 for k,v in failed.items(): print(f'{k[0]} seed {k[1]} failed: {v}', file=sys.stderr)
 sys.exit(bool(failed))'''
 
@@ -356,23 +446,24 @@ def run_study(
     root=None, # folder or archive of a named data set
     gpu:str=None, # number of a GPU, or cpu
     workers:int=None, # processes; default: one per GPU, or one
-    bar:bool=True, # show progress?
+    bar:bool=True, # show progress, see `Progress`?
 ):
     "Train the missing runs of a study"
-    from fastprogress import progress_bar
-    total = len(study.jobs())
-    progress = progress_bar(range(total)) if bar else None
-    if bar: progress.update(0)
-    def show(arm=None, seed=None):
-        if not bar: return
-        progress.comment = '' if arm is None else f'{arm.name} seed {seed}'
-        progress.update(study.done())
-    if n := worker_count(workers, gpu):
-        code = run_workers(n, _work, [str(study.folder), '' if root is None else str(root)], gpu, show)
-        if code>128: raise StudyInterrupted(study, code)
-    else:
-        for k,v in train_jobs(study, root, gpu, show).items(): print(f'{k[0]} seed {k[1]} failed: {v}')
-    show()
+    _with_sources(study)
+    progress,left = Progress(str(study.folder), len(study.jobs())),study.jobs()
+    def show(*job):
+        left[:] = [o for o in left if not study.is_done(*o)]
+        running = [job] if job else [o for o in left if study.run_folder(*o).is_locked()]
+        if bar: progress.update(progress.total-len(left), ', '.join(f'{a.name} seed {s}' for a,s in running))
+    failed = {}
+    try:
+        if n := worker_count(workers, gpu):
+            code = run_workers(n, _work, [str(study.folder), '' if root is None else str(root)], gpu, show)
+            if code>128: raise StudyInterrupted(study, code)
+        else: failed = train_jobs(study, root, gpu, show)
+        show()
+    finally: progress.end()
+    for k,v in failed.items(): print(f'{k[0]} seed {k[1]} failed: {v}')
 
 # %% ../../nbs/77_studies.study.ipynb #bbb6f222
 _tuning_seed = 10**6 # first seed of tuning runs
@@ -391,6 +482,24 @@ def parse_grid(
     return [dict(zip(axes, o)) for o in product(*axes.values())]
 
 # %% ../../nbs/77_studies.study.ipynb #b3794b00
+def tuning_study(
+    study:Study, # whose arms are tuned
+    grid:list, # of `parse_grid`
+    seeds:int=2, # number of seeds of each setting
+    root=None, # folder or archive of a named data set
+    write:bool=True, # write `study.json`?
+)->tuple: # a `Study`, and a dict: name of an arm -> names of the arms of that study, one per setting
+    "The study of every arm with every setting, on a holdout of the training images"
+    base = study.base.override(valid='holdout', **grid[0])
+    def point(a, o): # the name of an arm with a setting
+        words = [f'{k}={v!r}' for k,v in o.items() if a.name!='baseline' or v!=grid[0][k]]
+        return ' '.join([*[a.name]*(a.name!='baseline'), *words]) or 'baseline'
+    points = {a.name:[point(a, o) for o in grid] for a in study.arms}
+    arms = create_arms([p for ps in points.values() for p in ps if p!='baseline'], base, root=root)
+    s = open_study(study.folder/'tuning', arms, range(_tuning_seed, _tuning_seed+seeds), write)
+    return s,points
+
+# %% ../../nbs/77_studies.study.ipynb #0c978624
 def tune_arms(
     study:Study, # whose arms are tuned
     grid:list, # of `parse_grid`
@@ -399,20 +508,21 @@ def tune_arms(
     gpu:str=None, # number of a GPU, or cpu
     workers:int=None, # processes; default: one per GPU, or one
     bar:bool=True, # show progress?
-)->dict: # `grid`, `seeds`, `chosen` (arm -> setting), `runs`, `seconds`
+)->dict: # `grid`, `seeds`, `chosen` (arm -> setting), `failed` (arms with a setting), `runs`, `seconds`
     "Choose a setting for every arm on a holdout of the training images"
-    base = study.base.override(valid='holdout', **grid[0])
-    def point(a, o): # the name of an arm with a setting
-        words = [f'{k}={v!r}' for k,v in o.items() if a.name!='baseline' or v!=grid[0][k]]
-        return ' '.join([*[a.name]*(a.name!='baseline'), *words]) or 'baseline'
-    arms = create_arms([p for a in study.arms for o in grid if (p := point(a, o))!='baseline'], base, root=root)
-    s = open_study(study.folder/'tuning', arms, range(_tuning_seed, _tuning_seed+seeds))
+    s,points = tuning_study(study, grid, seeds, root)
     run_study(s, root, gpu, workers, bar)
+    if any(s.run_folder(*o).is_locked() for o in s.missing()):
+        raise UserError(f'{s.folder} is being trained by another process: wait for it to finish.')
     runs = {a.name:[s.run_folder(a, k).read() for k in s.seeds if s.is_done(a, k)] for a in s.arms}
-    def score(a, o): return np.mean([r.accuracy for r in rs]) if (rs := runs[point(a, o)]) else -1.
-    chosen = {a.name:max(grid, key=lambda o: score(a, o)) for a in study.arms}
+    failed = [k for k,rs in runs.items() if len(rs)<len(s.seeds)]
+    def best(name, ps):
+        scores = [-1. if p in failed else np.mean([r.accuracy for r in runs[p]]) for p in ps]
+        if max(scores)<0: raise UserError(f'{name} fails with every setting of the grid: change the grid.')
+        return grid[int(np.argmax(scores))]
     every = [r for o in runs.values() for r in o]
-    return dict(grid=grid, seeds=seeds, chosen=chosen, runs=len(every), seconds=sum(r.seconds for r in every))
+    return dict(grid=grid, seeds=seeds, chosen={k:best(k, ps) for k,ps in points.items()}, failed=failed,
+        runs=len(every), seconds=sum(r.seconds for r in every))
 
 def _tuned(study, tune, tune_seeds=2, **kwargs):
     "The study with tuned arms"
@@ -452,6 +562,7 @@ class StudyResult:
     arms:list # `ArmResult` of the declared arms
     added:list # `ArmResult` of arms that were added
     more_seeds:list # `ArmResult` over all seeds, if seeds were added
+    equal_time:list # `ArmResult` of arms against a baseline of equal time
 
     outcome = property(lambda self: outcomes[self.study.outcome], doc='What is compared')
     digits = property(lambda self: 1 if self.outcome.scale==100 else 3, doc='Decimals of the outcome in a table')
@@ -489,11 +600,25 @@ def _result(study, runs):
     if not any(runs.values()): raise UserError(f'{study.folder} has no finished run.')
     _check_data(study, runs)
     compare = partial(compare_arms, runs, better=outcomes[study.outcome].better)
-    names = [a.name for a in study.arms[1:]]
-    added = [o for o in names if o not in declared['arms']]
+    names = [a.name for a in study.arms[1:] if not _is_longer(a)]
+    first,added = ([o for o in names if (o in declared['arms'])==k] for k in (True, False))
     more = [] if set(study.seeds)==set(declared['seeds']) else compare(names, study.seeds)
-    return StudyResult(study, runs, compare(declared['arms'], declared['seeds']),
-        compare(added, study.seeds), more)
+    equal = [replace(r, name=f'{r.name} against {b}') for b,arms in _equal_arms(study).items()
+        for r in compare(arms, declared['seeds'], b)]
+    return StudyResult(study, runs, compare(first, declared['seeds']), compare(added, study.seeds), more, equal)
+
+# %% ../../nbs/77_studies.study.ipynb #98575960
+def _is_longer(arm): return arm.name.startswith('baseline ')
+
+def _equal_arms(study):
+    "Baseline of equal time -> names of the arms"
+    plain = [create_arm(a.name, study.base) for a in study.arms[1:]] # without tuning
+    longer = {a.config.epochs:a.name for a in plain if a.config==study.base.override(epochs=a.config.epochs)}
+    res = {o:[] for o in longer.values()}
+    for a in plain if longer else []:
+        with suppress(UserError): # the module of a user's callback may be missing
+            if (n := _equal_epochs(a)) in longer: res[longer[n]].append(a.name)
+    return {k:v for k,v in res.items() if v}
 
 # %% ../../nbs/77_studies.study.ipynb #2bb476e8
 def _row(r, digits):
@@ -506,10 +631,14 @@ def table(self:StudyResult,
     fmt:str='plain', # of `tabulate`
 )->str:
     "The declared comparison as a table"
+    rows = [self._baseline(), *(_row(r, self.digits) for r in self.arms)]
+    return tabulate(rows, self._columns(), fmt, disable_numparse=True)
+
+@patch
+def _baseline(self:StudyResult):
     xs = [r['value'] for s,r in self.runs['baseline'].items() if s in self.study.declared['seeds']]
     sd = np.std(xs, ddof=1) if len(xs)>1 else math.nan
-    base = 'baseline',mean_text(np.mean(xs) if xs else math.nan, sd, self.digits),'','','','1.00',''
-    return tabulate([base, *(_row(r, self.digits) for r in self.arms)], self._columns(), fmt, disable_numparse=True)
+    return 'baseline',mean_text(np.mean(xs) if xs else math.nan, sd, self.digits),'','','','1.00',''
 
 # %% ../../nbs/77_studies.study.ipynb #97a28d04
 @patch
@@ -522,7 +651,20 @@ def later_table(self:StudyResult,
     "Arms that were added, and the declared arms over all seeds if seeds were added, without a verdict"
     names = [o.name for o in self.added]
     rows = [*(replace(o, verdict='') for o in self.more_seeds if o.name not in names), *self.added]
+    return self._table(rows, fmt)
+
+# %% ../../nbs/77_studies.study.ipynb #11341cb3
+@patch
+def _table(self:StudyResult, rows, fmt):
     return tabulate([_row(r, self.digits) for r in rows], self._columns(), fmt, disable_numparse=True) if rows else ''
+
+@patch
+def more_tables(self:StudyResult,
+    fmt:str='plain', # of `tabulate`
+)->list: # of a heading, a table, a heading, ...
+    "The comparison at equal time, and what was added, where there is any"
+    tables = {_equal:self._table(self.equal_time, fmt), _later:self.later_table(fmt)}
+    return [o for k,v in tables.items() if v for o in (k, v)]
 
 # %% ../../nbs/77_studies.study.ipynb #12018b27
 def _sentence(r, n_arms, unit, digits):
@@ -543,13 +685,14 @@ def notes(self:StudyResult)->list: # of sentences
         declared = _span(self.study.declared['seeds'])
         res.append(f'The verdicts were declared for seeds {declared}; seeds were added later. '
             f'Over all {len(self.study.seeds)} seeds, without a verdict: {found}.')
+    res += [_sentence(o, len(self.equal_time), self.outcome.unit, self.digits) for o in self.equal_time]
     if self.added:
         found = '; '.join(f'{o.name} {difference_text(o.difference, self.digits)}, {o.verdict}' for o in self.added)
         res.append(f'Added after the declaration, adjusted among themselves: {found}.')
     res += _image_note(self.arms) + _tuning_note(self.study.tuning)
     label,runs = self.outcome.label.capitalize(),[o['run'] for o in self.every]
     about = f'{label} on the test images after the last epoch. {run_caption(runs)} Protocol {self.study.digest}.'
-    return [*res, *_interactions(self), *_equal_time(self), about]
+    return [*res, *_interactions(self), about]
 
 # %% ../../nbs/77_studies.study.ipynb #1b1cb7de
 def _image_note(arms):
@@ -561,8 +704,9 @@ def _image_note(arms):
 def _tuning_note(t):
     if not t: return []
     words = '; '.join(f"{a} {', '.join(f'{k}={v}' for k,v in o.items())}" for a,o in t['chosen'].items())
+    failed = f" Not chosen, since a run failed: {'; '.join(t['failed'])}." if t.get('failed') else ''
     return [f"Tuned on held-out training images, {len(t['grid'])} settings x {t['seeds']} seeds for every arm "
-        f"({t['runs']} runs, {format_duration(t['seconds'])}): {words}."]
+        f"({t['runs']} runs, {format_duration(t['seconds'])}): {words}.{failed}"]
 
 def _span(seeds):
     lo,hi = min(seeds),max(seeds)
@@ -591,27 +735,11 @@ def values(self:StudyResult,
     seeds = [s for s in self.study.declared['seeds'] if all(s in self.runs[o] for o in names)]
     return [np.array([self.runs[o][s]['value'] for s in seeds]) for o in names]
 
-def _passes(runs):
-    "Forward passes per step"
-    last = next(iter(runs.values()))['run'].log[-1]
-    return last.get('forward_passes', 1)/max(last.get('steps', 1), 1)
-
-def _equal_time(res):
-    "Sentences on arms with two passes per step"
-    longer,out = f'epochs={2*res.study.base.epochs}',[]
-    if not res.runs.get(longer): return out
-    for o in res.arms:
-        if not res.runs[o.name] or _passes(res.runs[o.name])<1.5: continue
-        x,y = res.values(o.name, longer)
-        words = f'{difference_text(mean_interval(list(x-y)), res.digits)} {res.outcome.unit}'
-        out.append(f'{o.name} against the baseline of twice the epochs, without a verdict: {words}.')
-    return out
-
 # %% ../../nbs/77_studies.study.ipynb #2a2d3212
 @patch
 def plot(self:StudyResult)->Figure:
     "Forest plot of the differences"
-    rows = [*self.arms, *self.added]
+    rows = [*self.arms, *self.equal_time, *self.added]
     fig = Figure(figsize=(7, 1.1+0.45*len(rows)), layout='constrained')
     self._forest(fig.subplots())
     return fig
@@ -619,7 +747,7 @@ def plot(self:StudyResult)->Figure:
 @patch
 def _forest(self:StudyResult, ax):
     label = f'difference in {self.outcome.label} from the baseline, {self.outcome.unit} (95% interval)'
-    return plot_effects([*self.arms, *self.added], ax, label)
+    return plot_effects([*self.arms, *self.equal_time, *self.added], ax, label)
 
 # %% ../../nbs/77_studies.study.ipynb #be0fc247
 @patch(as_prop=True)
@@ -629,7 +757,8 @@ def frame(self:StudyResult):
         for k,v in asdict(r).items():
             if isinstance(v, dict): yield from ((k, v['value']), (f'{k}_lo', v['lo']), (f'{k}_hi', v['hi']))
             else: yield k,v
-    return pd.DataFrame([dict(flat(o)) | dict(declared=o in self.arms) for o in [*self.arms, *self.added]])
+    rows = [*self.arms, *self.equal_time, *self.added]
+    return pd.DataFrame([dict(flat(o)) | dict(declared=o not in self.added) for o in rows])
 
 @patch(as_prop=True)
 def run_frame(self:StudyResult):
@@ -639,19 +768,18 @@ def run_frame(self:StudyResult):
 
 # %% ../../nbs/77_studies.study.ipynb #e49f655f
 _later = 'Added later: arms are adjusted among themselves; the declared arms over all seeds have no new verdict.'
+_equal = 'At equal time: against a baseline of as many passes, adjusted among themselves.'
 
 @patch
 def __repr__(self:StudyResult):
-    later = f'\n{_later}\n{self.later_table()}' if self.later_table() else ''
-    return f'{self.title}\n{self.table()}{later}'
+    return '\n'.join([self.title, self.table(), *self.more_tables()])
 
 @patch
 def markdown(self:StudyResult,
     picture=None, # name of the file of the plot; None: no plot
 )->str:
     "The report as Markdown"
-    later = [_later, self.later_table('pipe')] if self.later_table() else []
-    parts = [f'**{self.title}**', self.table('pipe'), *later, *self.notes()]
+    parts = [f'**{self.title}**', self.table('pipe'), *self.more_tables('pipe'), *self.notes()]
     if picture: parts.insert(2, f'![Differences in {self.outcome.label}]({picture})')
     return '\n\n'.join(parts)+'\n'
 
@@ -662,10 +790,12 @@ def _repr_markdown_(self:StudyResult): return self.markdown()
 @patch
 def html(self:StudyResult)->str:
     "The report as a self-contained HTML page"
-    height,table = 0.9+0.4*len([*self.arms, *self.added]),xml.Div(xml.NotStr(self.table('html')), cls='scroll')
+    height = 0.9+0.4*len([*self.arms, *self.equal_time, *self.added])
+    def shown(table): return xml.Div(xml.NotStr(table), cls='scroll')
     forest = xml.Figure(inline_svg(self._forest, height, f'Differences in {self.outcome.label} from the baseline'))
-    later = [xml.P(_later), xml.Div(xml.NotStr(self.later_table('html')), cls='scroll')] if self.later_table() else []
-    body = [xml.H1('Study: '+', '.join(o.name for o in self.arms)), xml.P(self.title), table, *later, forest]
+    more = [shown(o) if '<table' in o else xml.P(o) for o in self.more_tables('html')]
+    title = xml.H1('Study: '+', '.join(o.name for o in self.arms))
+    body = [title, xml.P(self.title), shown(self.table('html')), *more, forest]
     return html_page(self.title, [*body, *map(xml.P, self.notes())])
 
 @patch
@@ -716,29 +846,48 @@ def study_plan(
     study:Study, # that is to run
     gpu:str=None, # number of a GPU, or cpu
     root=None, # folder or archive of a named data set
+    workers:int=None, # processes; default: one per GPU, or one
+    tune:str=None, # grid of settings, see `tune_arms`
+    tune_seeds:int=2, # number of seeds of each setting
 )->str:
     "The runs of a study, the time that they take, and the effect that they can show"
-    from cifar_fastai.runs.train import run_device
-    from cifar_fastai.studies.experiments import count_images, image_seconds
-    n,missing = len(study.seeds),[a for a,s in study.jobs() if not study.is_done(a, s)]
-    images,seconds = count_images(study.base.dataset, root),cache(partial(image_seconds, device=run_device(gpu)))
-    def cost(a): return seconds(a.config.model)*images*a.config.fraction*a.config.epochs*(2 if _two_passes([a]) else 1)
-    left,total = len(missing),sum(map(cost, missing))
+    jobs,missing,tuning = study.jobs(),study.missing(),[]
+    left,n = sum(o in missing for o in jobs),len(study.seeds)
+    if tune and not study.tuning: tuning = tuning_study(study, parse_grid(tune), tune_seeds, root, False)[0].missing()
+    more = {'of teachers':len(missing)-left, 'of tuning':len(tuning)}
+    words = ''.join(f', and {k} runs {o}' for o,k in more.items() if k)
     arms = ', '.join(a.name for a in study.arms)
-    found = partial(detectable, n=n, alpha=0.05/(len(study.arms)-1))
-    return (f'{left} of {len(study.jobs())} runs are missing: {arms}; seeds {_span(study.seeds)}.\n'
-        f'Time of training in one process, to an order of magnitude: {format_duration(total)}.\n'
+    n_workers = worker_count(workers, gpu) or 1
+    total = sum(_job_seconds([a for a,_ in missing+tuning], gpu, root))/n_workers
+    found = partial(detectable, n=n, alpha=0.05/sum(not _is_longer(a) for a in study.arms[1:]))
+    return (f'{left} of {len(jobs)} runs are missing{words}: {arms}; seeds {_span(study.seeds)}.\n'
+        f"Time of training in {'one process' if n_workers==1 else f'{n_workers} processes'}, to an order of magnitude: "
+        f'{format_duration(total)}.\n'
         f'With 80% probability, {n} pairs find an effect of {found(1):.2f} standard deviations of the paired '
         f'differences: {found(2):.1f} points if the standard deviation is 2 points.')
+
+# %% ../../nbs/77_studies.study.ipynb #0b589239
+def _job_seconds(arms, gpu, root):
+    "Estimated seconds of a run of each arm"
+    from cifar_fastai.runs.train import run_device
+    from cifar_fastai.studies.experiments import count_images, image_seconds
+    images,seconds = cache(partial(count_images, root=root)),cache(partial(image_seconds, device=run_device(gpu)))
+    def cost(c):
+        used = c.fraction*(0.9 if c.valid=='holdout' else 1) # a tenth is held out
+        return seconds(c.model)*images(c.dataset)*used*c.epochs*_passes(c)
+    return [cost(a.config) for a in arms]
 
 # %% ../../nbs/77_studies.study.ipynb #62393dfe
 def study_config(
     cfg:RunConfig, # of the baseline
     gpu:str=None, # number of a GPU, or cpu
+    given=(), # names of the settings that were given, which have no default
 )->RunConfig:
     "The configuration of a baseline, with the defaults of a study"
     from cifar_fastai.runs.train import run_device
-    changes = {} if cfg.valid_every!=1 else dict(valid_every=cfg.epochs)
+    if 'seed' in given:
+        raise UserError(f'seed is {cfg.seed}: a study has several seeds, so give the first one as first_seed.')
+    changes = {} if 'valid_every' in given or cfg.valid_every!=1 else dict(valid_every=cfg.epochs)
     if cfg.threads is None and run_device(gpu).type=='cpu': changes['threads'] = 1
     return replace(cfg, **changes)
 
@@ -755,7 +904,7 @@ def study(
     name:str=None, # of the study; default: data, network and a digest of the protocol
     studies='studies', # folder of all studies
     pairs:bool=False, # add all compatible pairs of arms?
-    equal_time:bool=False, # add a baseline of twice the epochs, if an arm takes two passes per step?
+    equal_time:bool=False, # add a baseline of equal time for each arm that takes two passes per step?
     root=None, # folder or archive of a named data set
     gpu:str=None, # number of a GPU, or cpu
     workers:int=None, # processes; default: one per GPU, or one
@@ -764,16 +913,18 @@ def study(
     tune_seeds:int=2, # number of seeds of each setting of the grid
     outcome:str='accuracy', # what is compared, see `outcomes`
     logits:bool=False, # store the logits of the test images?
+    weights:bool=False, # keep the weights of finished runs?
     **settings # fields of `RunConfig`, of the baseline
 )->StudyResult:
     "Train a baseline and arms with paired seeds, and compare them"
-    cfg = study_config(RunConfig().override(**settings), gpu)
+    cfg = study_config(RunConfig().override(**settings), gpu, [k for k,v in settings.items() if v is not None])
     arms = [arms] if isinstance(arms, str) else arms
     check_setting('seeds', seeds, 1)
     first_seed = check_range('first_seed', first_seed, 0, 2**31, whole=True)
     found = create_arms(arms, cfg, pairs, equal_time, root=root)
     s = open_study(Path(studies)/(name or study_name(cfg)), found, range(first_seed, first_seed+seeds), tune=tune,
-        outcome=outcome, logits=logits, tune_seeds=tune_seeds, root=root, gpu=gpu, workers=workers, bar=bar)
+        outcome=outcome, logits=logits, weights=weights, tune_seeds=tune_seeds, root=root, gpu=gpu, workers=workers,
+        bar=bar)
     run_study(s, root, gpu, workers, bar)
     res = study_result(s)
     res.save()
