@@ -194,7 +194,7 @@ def test_packed():
     assert Path('p.safetensors').stat().st_size<30_000
 
 @pytest.mark.parametrize('damage', [lambda d: d.pop('arms'), lambda d: d.update(arms=['MixUp(']), lambda d: d.update(seeds='x'),
-    lambda d: d.update(protocol=dict(model='nope')), lambda d: d.update(declared={}), lambda d: d['declared'].update(arms=['EMA()'])])
+    lambda d: d.update(protocol=dict(model='nope')), lambda d: d.update(declared={}), lambda d: d.update(sources=['x']), lambda d: d['declared'].update(arms=['EMA()'])])
 def test_damaged_study(damage):
     s = open_study('s', create_arms(['MixUp()'], base), range(1))
     d = json.loads((s.folder/'study.json').read_text())
