@@ -662,6 +662,23 @@ def test_killed_workers(capfd, crashes, code, ends, starts):
     assert end==ends and len(files)==starts and capfd.readouterr().err.count('SIGKILL')==min(crashes, 5)
     assert all(o.read_text()=='--a=1' for o in files)
 
+waits = """import os,signal,sys,time
+def end(*_):
+    open(f'ended{os.getpid()}', 'w').close()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+open(f'start{os.getpid()}', 'w').close()
+time.sleep(60)"""
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_workers(capfd, signum):
+    'A signal to the parent alone ends the workers, once each; none is started again'
+    sent = []
+    def interrupt():
+        if len(list(Path().glob('start*')))==2 and not sent: sent.append(os.kill(os.getpid(), signum))
+    assert run_workers(2, waits, [], waiting=interrupt)==128+signum
+    assert len(list(Path().glob('start*')))==len(list(Path().glob('ended*')))==2 and capfd.readouterr().err==''
+
 @pytest.mark.parametrize('argv,says',
     [('--model resnet21', "no backbone 'resnet21'"),
         ('--dataset nowhere/x.tgz', "no folder or archive 'nowhere/x.tgz'"), ('--gpu 99', 'no GPU'),

@@ -1,6 +1,6 @@
 'Studies: arms, paired seeds, statistics against scipy and simulation, controls, interruption, several processes'
 import json, math, signal, subprocess, sys, time
-from dataclasses import asdict, replace
+from dataclasses import asdict, field, make_dataclass, replace
 from pathlib import Path
 import numpy as np, pytest
 from scipy import stats
@@ -214,7 +214,7 @@ def test_packed():
     assert Path('p.safetensors').stat().st_size<30_000
 
 @pytest.mark.parametrize('damage', [lambda d: d.pop('arms'), lambda d: d.update(arms=['MixUp(']), lambda d: d.update(seeds='x'),
-    lambda d: d.update(protocol=dict(model='nope')), lambda d: d.update(declared={}), lambda d: d['declared'].update(arms=['EMA()'])])
+    lambda d: d.update(protocol=dict(model='nope')), lambda d: d.update(declared={}), lambda d: d.update(sources=['x']), lambda d: d['declared'].update(arms=['EMA()'])])
 def test_damaged_study(damage):
     s = open_study('s', create_arms(['MixUp()'], base), range(1))
     d = json.loads((s.folder/'study.json').read_text())
@@ -686,10 +686,11 @@ def test_a_teacher_without_weights_is_trained_again():
 def test_a_new_setting_renames_no_arm(monkeypatch):
     'Settings at their default are not part of the digest; others are'
     from cifar_fastai.studies import study as module
-    arm = create_arm('MixUp(0.2)', base)
-    real = module.asdict
-    monkeypatch.setattr(module, 'asdict', lambda o: real(o) | (dict(future=0) if isinstance(o, RunConfig) else {}))
-    assert create_arm('MixUp(0.2)', base).folder==arm.folder
+    arm,later = create_arm('MixUp(0.2)', base),make_dataclass('RunConfig', [('future', int, field(default=0))], bases=(RunConfig,))
+    with monkeypatch.context() as m:
+        m.setattr(module, 'RunConfig', later)
+        a,b = (create_arm('MixUp(0.2)', later(**asdict(base), future=k)).folder for k in (0, 1))
+    assert a==arm.folder!=b
     assert create_arm('MixUp(0.2)', replace(base, bs=16)).folder!=arm.folder
     assert create_arm('MixUp(0.2)', replace(base, seed=1)).folder==arm.folder
 

@@ -310,6 +310,7 @@ def _study(path, d):
         seeds,declared = [int(o) for o in d['seeds']],d['declared']
         outcome,logits = d.get('outcome', 'accuracy'),d.get('logits', False)
         assert set(declared['arms'])<=set(d['arms']) and set(declared['seeds'])<=set(seeds) and outcome in outcomes
+        assert isinstance(d.get('sources') or {}, dict)
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise UserError(f'{path} is not a valid study{f": {e}" if isinstance(e, UserError) else "."}') from None
     return Study(Path(path), base, arms, seeds, declared, tuning, outcome, logits, d.get('weights', False),
