@@ -275,7 +275,7 @@ def parquet(x, y, img='img', names=None, **cols):
     info = dict(info=dict(features={label:dict(names=names, _type='ClassLabel')}))
     return saved(lambda f: parquet.write_table(t.replace_schema_metadata(dict(huggingface=json.dumps(info))) if names else t, f))
 
-shards = 'plain_text/{}-00000-of-00001.parquet','default/{}/0000.parquet','cifar10-{}.parquet'
+shards = 'test-data/{}-00000-of-00001.parquet','plain_text/{}-00000-of-00001.parquet','default/{}/0000.parquet','cifar10-{}.parquet'
 
 @pytest.mark.parametrize('pattern', shards)
 @pytest.mark.parametrize('img', ['img','image'])
