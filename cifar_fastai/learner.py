@@ -154,7 +154,8 @@ def _size_error(model, size):
 
 def _check_size(arch, model, dls):
     "Refuse images of a size that the network does not take"
-    if not isinstance(dls.train_ds, ImageTensors) or (size := tuple(dls.train_ds.x.shape[-2:]))==(32,32): return
+    ds = getattr(first(dls.loaders), 'dataset', None)
+    if not isinstance(ds, ImageTensors) or (size := tuple(ds.x.shape[-2:]))==(32,32): return
     if (why := _size_error(model, size)) and not _size_error(model, (32,32)):
         name = arch if isinstance(arch, str) else type(arch).__name__
         raise UserError(f"{name} does not take images of {'x'.join(map(str, size))} ({why}): use "

@@ -371,7 +371,7 @@ policies = dict(fit_multistep='lr milestones gamma wd cbs', fit_cosine='lr lr_mi
     fit_policy='policy lr shape by', fit='lr wd', fit_one_cycle='lr_max pct_start div', fit_flat_cos='lr pct_start')
 optimizers = dict(AdaBound='lr final_lr gamma betas eps weight_decay base_lr', AdaBoundW='lr final_lr betas',
     LARS='lr momentum weight_decay trust eps', Lion='lr betas weight_decay')
-functions = dict(cifar_dls='dataset root bs fraction valid holdout pad flip seed device val_bs rule drop_last weights',
+functions = dict(cifar_dls='dataset root bs fraction valid holdout pad flip seed device val_bs rule drop_last weights size',
     CropFlip='pad flip stream', create_model='name n_out in_chans',
     cifar_learner='arch dls cbs opt_func loss_func lr wd wd_bn_bias init metrics n_out',
     RunConfig='bs lr tricks epochs model seed fraction optimizer schedule loss subset precision init',

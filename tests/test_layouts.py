@@ -2,6 +2,7 @@
 import io, json, pickle, random, re, sys, warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.vision.all import Image, mkdir
 from scipy.io import savemat
@@ -274,7 +275,7 @@ def parquet(x, y, img='img', names=None, **cols):
     info = dict(info=dict(features={label:dict(names=names, _type='ClassLabel')}))
     return saved(lambda f: parquet.write_table(t.replace_schema_metadata(dict(huggingface=json.dumps(info))) if names else t, f))
 
-shards = 'plain_text/{}-00000-of-00001.parquet','default/{}/0000.parquet','cifar10-{}.parquet'
+shards = 'test-data/{}-00000-of-00001.parquet','plain_text/{}-00000-of-00001.parquet','default/{}/0000.parquet','cifar10-{}.parquet'
 
 @pytest.mark.parametrize('pattern', shards)
 @pytest.mark.parametrize('img', ['img','image'])
@@ -382,3 +383,46 @@ def test_help_says_where_the_cache_is(capsys):
         with pytest.raises(SystemExit): cmd(argv=['--help'])
         out = ' '.join(capsys.readouterr().out.split())
         assert ('CIFAR_FASTAI_CACHE' in out and 'can be deleted at any time' in out)==says
+
+# Anything in a folder
+
+def one_file(rand):
+    "Content of a file of any kind, often the wrong one"
+    return rand.choice([b'', b'x', b'id,label\n0,a\n1,b\n', img, img, img, img[:50], good, pickle.dumps([1]), rand.randbytes(40)])
+
+img,good = png(images(1)[0]),npz(**good_npz)
+parts = ['train','test','valid','val','Train','a','b','a','b','.hidden','__MACOSX','data','cat dog','caf\u00e9']
+stems = ['0.png','1.png','2.JPG','3.png','._0.png','notes.txt','trainLabels.csv','a.npz','test_batch','data_batch_1.mat','batches.meta','x.arrow',
+    'train.parquet','train_32x32.mat','.DS_Store','Thumbs.db','train','test.bin']
+
+def shown(files): return [k for k in files if re.search(r'(^|/)(train|test|val)/', k)] or list(files)
+
+@pytest.mark.parametrize('suffix', ['','.zip','.tar'])
+@pytest.mark.parametrize('seed', range(4))
+def test_folders_of_anything(tmp_path, seed, suffix):
+    "Images that are valid, each with its own label, or one sentence"
+    rand,ends = random.Random(f'{seed}{suffix}'),dict(images=0, refused=0)
+    with time_limit(120), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for i in range(40):
+            wild,n = rand.random()<0.6,rand.randrange(12)
+            if wild: files = {'/'.join([*rand.choices(parts, k=rand.randrange(4)), rand.choice(stems)]):one_file(rand) for _ in range(n)}
+            else: files = {f"{rand.choice(['train/','test/','','val/'])}{rand.choice('ab')}/{rand.choice(stems[:4])}":img for _ in range(n)}
+            taken = {k for k in files if any(o.startswith(f'{k}/') for o in files)}
+            path = write({'d':{k:v for k,v in files.items() if k not in taken}}, tmp_path/f'{i}{suffix}')
+            if not path.exists(): continue
+            try: im = cached_images(path, size=rand.choice([32,32,16]))
+            except UserError as e:
+                ends['refused'] += 1
+                assert str(e).isprintable() and str(e)[-1] in '.?'
+            else:
+                ends['images'] += 1
+                n = sum(len(l) for _,l in image_splits(im).values())
+                assert wild or n==len(shown(files)), files.keys()
+    assert ends['refused']>5 and ends['images']>0
+
+def test_images_that_do_not_fit_into_memory(tmp_path, monkeypatch):
+    root = write(dict(d=folders('train/', 'test/', n=3)), tmp_path/'x')
+    monkeypatch.setattr('psutil.virtual_memory', lambda: SimpleNamespace(available=12*6*50**2-1))
+    assert len(read_images(root, size=48).train_y)==6
+    with refused(r'12 images of 50x50 need 0.0 GiB of memory to be read, and 0.0 GiB are free'): read_images(root, size=50)

@@ -1,9 +1,10 @@
 "Data in memory, and images of other sizes: arrays, and the data set objects of torchvision, torch, fastai and Hugging Face."
-import io, pickle
+import io, pickle, random, warnings
 import numpy as np, pytest, torch, torchvision
 from fastai.vision.all import Image, load_learner, mkdir
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision import transforms as T
+from cifar_fastai.core import UserError
 from cifar_fastai.data.sources import *
 from cifar_fastai.data.datasets import *
 from cifar_fastai.data.loaders import *
@@ -184,3 +185,40 @@ def test_backbones_of_one_size(arch, size):
     dls = cifar_dls('digits', size=size, device='cpu')
     with refused(f'{arch} does not take images of {size}x{size} .*use cifar_dls.* size=32'): cifar_learner(arch, dls)
     cifar_learner('resnet20', dls)
+
+# Anything in memory
+
+def images(n): return rng.integers(0, 256, (n,8,8,3), np.uint8)
+
+def anything(rand):
+    "Images and labels of any type and shape, often the right ones"
+    if rand.random()<0.4: return images(12),np.arange(12)%2
+    n = rand.choice([0,1,2,12,12,12])
+    shape = rand.choice([(n,8,8,3), (n,3,8,8), (n,8,8), (n,8,8,3), (n,8,8,2), (n,192), (n,1,8), (n,8,8,8), (n,)])
+    a = rng.integers(0, 256, shape)
+    dtype = rand.choice([np.uint8,np.uint8,np.uint8,np.int64,np.float32,np.float64,np.uint16,bool,complex,object])
+    a = (a/255).astype(dtype) if dtype in (np.float32,np.float64) and rand.random()<0.6 else a.astype(dtype)
+    if dtype in (np.float32,np.float64) and a.size and rand.random()<0.3: a.flat[0] = rand.choice([np.nan,np.inf,-1,0.123])
+    i = np.arange(n)
+    b = rand.choice([i%2, i%2, [*'ab']*(n//2), i-1, np.ones(n), (i%2)[:,None], np.arange(n+1), None, np.eye(max(n, 2)), [None]*n])
+    if rand.random()<0.3 and dtype not in (object,np.uint16): a = torch.from_numpy(a)
+    return [*zip(a, b)] if rand.random()<0.2 and b is not None and a.ndim else (a,b)
+
+@pytest.mark.parametrize('seed', range(4))
+def test_arrays_of_anything(seed):
+    "Valid images and labels, or one sentence"
+    rand,ends = random.Random(seed),dict(images=0, refused=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for _ in range(150):
+            data = anything(rand)
+            more = [(data,anything(rand)), dict(train=data, test=data), dict(train=data, valid=anything(rand)), dict(test=data)]
+            if rand.random()<0.4: data = rand.choice(more)
+            try: dls = cifar_dls(data, bs=4, size=rand.choice([8,16]), device='cpu')
+            except UserError as e:
+                ends['refused'] += 1
+                assert str(e).isprintable() and str(e)[-1] in '.?'
+            else:
+                ends['images'] += 1
+                for dl in dls.loaders: assert dl.one_batch()[0].isfinite().all() and dl.dataset.x.dtype==torch.uint8
+    assert ends['refused']>20 and ends['images']>5

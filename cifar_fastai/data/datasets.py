@@ -10,7 +10,7 @@ __all__ = ['RemoteFile', 'datasets', 'benchmark_corruptions', 'extra_corruptions
            'corrupted_images']
 
 # %% ../../nbs/11_data.datasets.ipynb #8e5aa780
-import os, re
+import os, re, warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -179,7 +179,9 @@ def dataset_images(
         im = resize_images(ds.make(), size)
         return im._replace(digest=image_digest(im))
     path = data_path(ds, root)
-    res = cached_images(path, ds.layout, ds.coarse, size)
+    with warnings.catch_warnings(): # a note is an error here
+        warnings.simplefilter('ignore')
+        res = cached_images(path, ds.layout, ds.coarse, size)
     if ds.has_valid and res.valid_x is None:
         raise UserError(f'{show_path(path)} has no images in valid/<class>/, which {ds.name} has: download it again.')
     if res.note:
@@ -252,9 +254,10 @@ def _object_split(o, what, size):
 # %% ../../nbs/11_data.datasets.ipynb #bfcaf07d
 def _numbers(y, vocab, n, what):
     "Labels as integers"
-    if vocab is None: return label_array(y, n, f'{what}: labels')
-    if new := set(y)-set(vocab):
-        raise UserError(f'{what} has the label {short(min(new, key=str))}, which no training image has.')
+    y = y.tolist() if _is_array(y) else y
+    if vocab is None or not isinstance(y, (tuple,list)): return label_array(y, n, f'{what}: labels')
+    if new := [o for o in y if o not in vocab]:
+        raise UserError(f'{what} has the label {short(new[0])}, which no training image has.')
     return label_array([vocab.index(o) for o in y], n, f'{what}: labels')
 
 def _label_names(y):
@@ -278,6 +281,7 @@ def object_images(
     splits = {k:(x, _numbers(y, texts, len(x), f'The {k} split')) for k,(x,y,_) in found.items()}
     vocab = texts or names or [str(i) for i in range(1+max(int(y.max()) for _,y in splits.values()))]
     im = check_images(join_splits(splits, vocab, 'The data set'), 'the data set', size)
+    if im.note: warnings.warn(im.note, stacklevel=2)
     return im._replace(digest=image_digest(im))
 
 # %% ../../nbs/11_data.datasets.ipynb #d4ed4eb6

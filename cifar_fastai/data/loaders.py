@@ -9,7 +9,7 @@ __all__ = ['ImageTensors', 'crop_flip', 'CropFlip', 'NormalizeImages', 'channel_
            'CifarDataLoaders', 'cifar_dls']
 
 # %% ../../nbs/12_data.loaders.ipynb #186dd4dd
-import os
+import os, warnings
 from contextlib import contextmanager, suppress
 from fastai.vision.all import *
 from ..core import *
@@ -351,7 +351,6 @@ def _images(ds, source, root, size):
     if source is None: return dataset_images(ds, root, size=size)
     im = cached_images(source, size=size) if isinstance(source, Path) else object_images(source, size)
     if im.train_x is None: raise UserError(f'{show_path(source)} has no training images: it is a test set.')
-    if im.note: warnings.warn(im.note)
     return im
 
 # %% ../../nbs/12_data.loaders.ipynb #aba6f3f3

@@ -11,7 +11,8 @@ __all__ = ['Images', 'cifar10_vocab', 'split_names', 'folder_entries', 'files_in
            'download_archive']
 
 # %% ../../nbs/10_data.sources.ipynb #3c4d4fd0
-import bz2, csv, gzip, hashlib, io, json, lzma, os, pickle, pickletools, re, stat, struct, tarfile, time, zipfile, zlib
+import bz2, csv, gzip, hashlib, io, json, lzma, os, pickle, pickletools, re, stat, struct, tarfile, time
+import psutil, warnings, zipfile, zlib
 from contextlib import suppress
 from http.client import HTTPException
 from itertools import starmap
@@ -478,11 +479,20 @@ def _outside(name, path):
     return UserError(f'{show_path(path)} has {show_path(name)} outside of the class folders: move it into the folder '
         'of its class; the expected layout is train/<class>/* and test/<class>/*.')
 
+def _check_free(n, size):
+    "Refuse images that do not fit into memory"
+    need,free = 2*3*n*size**2,psutil.virtual_memory().available
+    if need>free:
+        raise UserError(f'{n:,} images of {size}x{size} need {need/2**30:.1f} GiB of memory to be read, and '
+            f'{free/2**30:.1f} GiB are free: use a smaller size.')
+
 def _decoded(items, path, size):
     "The images of `items`, pairs of a name and a reader"
+    _check_free(len(items), size)
     for name,read in progress_bar(items) if len(items)>5000 else items: # decoding many takes seconds
         yield name,_decode(name, read(), path, size)
 
+# %% ../../nbs/10_data.sources.ipynb #9a271062
 def _joined(found, path, *why):
     "`Images` from lists of images and class names"
     vocab = _class_list(found, path) if found['train'] else []
@@ -495,7 +505,7 @@ def _joined(found, path, *why):
 def _read_image_files(files, path, coarse, size):
     "Images in `train/<class>/`, `test/<class>/` and `valid/<class>/`"
     found,flat = dict(train=[], test=[], valid=[]),sorted(o for o in files if not _image_file.search(o))
-    items = sorted((k,v) for k,v in files.items() if k not in flat)
+    items = sorted((k,v) for k,v in files.items() if _image_file.search(k))
     _check_folders([k for k,_ in items], path)
     for name,x in _decoded(items, path, size):
         split,above,label = _image_file.search(name).groups()
@@ -665,6 +675,7 @@ def image_array(
     if x.ndim==4 and x.shape[1] in channels and x.shape[3] not in channels: x = x.transpose(0,2,3,1)
     if x.ndim not in (3,4) or 0 in x.shape or min(x.shape[1:3])<4 or x.ndim==4 and x.shape[3] not in channels:
         raise UserError(f'{what} have the shape {short(x.shape)}: it must be (n,h,w,3), (n,3,h,w) or (n,h,w).')
+    _check_free(len(x), size)
     x = _array_pixels(x, what)
     x = x if x.ndim==4 else x[...,None]
     if x.shape[1:3]!=(size,size) or x.shape[3]==4:
@@ -832,7 +843,7 @@ def _layout_files(path, layout):
         key = name if i in _by_path else name.split('/')[-1].removesuffix('.bin')
         if key in found[i] and i not in _by_path:
             raise UserError(f'{show_path(path)} holds {key} twice: specify the folder of one copy.')
-        unlabelled = i=='kaggle' and (m := _flat_file.search(name)) and m[1].lower()=='test'
+        unlabelled = i=='kaggle' and _is_image(name) and _flat_file.search(name)[1].lower()=='test'
         found[i][key] = None if unlabelled else read if is_dir else partial(noop, read())
     if layout and not found[layout]: raise UserError(f'{show_path(path)} contains no files of {layout}.')
     return (layout,found[layout]) if layout else _choose(found, path, others)
@@ -917,7 +928,7 @@ def cached_images(
     coarse:bool=False, # as in `read_images`
     size:int=32, # as in `read_images`
 )->Images:
-    "`read_images`, cached"
+    "`read_images`, cached; warns if test images had to be replaced"
     path = Path(path).expanduser().resolve()
     name = re.sub(r'[^\w.-]', '_', path.name, flags=re.A)[:60]
     what = os.fsencode(path) + f"{layout or ''}{'coarse'*coarse}{size if size!=32 else ''}".encode()
@@ -928,6 +939,7 @@ def cached_images(
         im = read_images(path, layout, coarse, size)
         im = im._replace(digest=image_digest(im))
         with suppress(OSError): _save_cache(fn, key, im)
+    if im.note: warnings.warn(im.note, stacklevel=2)
     return im
 
 # %% ../../nbs/10_data.sources.ipynb #1bda1896
