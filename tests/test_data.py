@@ -234,7 +234,7 @@ def evil_archives():
     yield 'nothing', dict(d={'readme.txt': b'hello'}), 'neither CIFAR batches nor class folders'
 
 @pytest.mark.parametrize('suffix', ['.tgz','.zip','.tar'])
-@pytest.mark.parametrize('what,files,message', evil_archives(),
+@pytest.mark.parametrize('what,files,message', [*evil_archives()],
     ids=lambda o: o if isinstance(o, str) and len(o)<13 else '-')
 def test_bad_archives(tmp_path, monkeypatch, suffix, what, files, message):
     mkdir(tmp_path/'cwd')
@@ -525,6 +525,20 @@ def test_same_seed_same_fit(dls, tmp_path):
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
         return learn.model[2].weight.detach()
     assert torch.equal(weights(), weights())
+
+def test_same_seed_same_fit_alone():
+    'The loaders are all of this library that a process has imported'
+    code = '''from fastai.vision.all import *
+from cifar_fastai.data.loaders import cifar_dls
+dls = cifar_dls('digits', bs=64, fraction=0.2)
+def order():
+    set_seed(3)
+    learn,seen = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), nn.CrossEntropyLoss()),[]
+    look = Callback(before_batch=lambda self: seen.extend(self.yb[0].tolist()))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=look)
+    return seen
+assert order()==order()'''
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 def titles(): return [ax.get_title() for ax in plt.gcf().axes if ax.get_title()]
 
