@@ -64,6 +64,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, msg): self.exit(2, f"{self.prog}: {msg if len(msg)<300 else f'{msg[:200]}...'}\n")
 
 _aliases = dict(lr=['--learning-rate'])
+_places = ("Data sets are searched in --root or CIFAR_FASTAI_DATA, then in fastai's folders (~/.fastai), to which they "
+    'are downloaded. Decoded images are cached in CIFAR_FASTAI_CACHE (default: ~/.fastai/cifar_fastai): 180 MB for '
+    'CIFAR. The cache can be deleted at any time.')
 
 def _add(group, f, required):
     "Add a flag to a group of the parser"
@@ -84,7 +87,8 @@ def _parse(
     "Parse the command line"
     words = [f.name+' ...'*(f.type is list) for flags in groups.values() for f in flags if f.positional]
     p = _Parser(prog=_prog(func), usage=' '.join(['%(prog)s', *words, '[flags]']), description=func.__doc__,
-        allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        epilog=_places if any(f.name=='root' for flags in groups.values() for f in flags) else None)
     params = inspect.signature(func).parameters
     for title,flags in groups.items():
         group = p.add_argument_group(title)
@@ -122,6 +126,10 @@ def _check_value(f, v):
         raise UserError(f'gpu is {short(v)}: it must be the index of a GPU, or cpu.')
 
 # %% ../nbs/90_cli.ipynb #07b3fa97
+def _is_named(dataset):
+    from cifar_fastai.data.datasets import datasets
+    return dataset in datasets
+
 def resolve_config(
     layers:list, # (source, settings given there), in order of increasing priority
     row:str=None, # published experiment to start from
@@ -138,6 +146,8 @@ def resolve_config(
         new = new.override(**translate(published, new, fraction=native.get('fraction', 1)!=1))
         sources |= {k:source for k in names if k in native or getattr(new, k)!=getattr(cfg, k)}
         cfg = new
+    if sources['valid']=='default' and has_own_valid(cfg.dataset) and not _is_named(cfg.dataset):
+        cfg,sources['valid'] = cfg.override(valid='holdout'),'validation images of the data set'
     return replace(cfg, lr=None) if sources['lr']=='default' else cfg,sources
 
 # %% ../nbs/90_cli.ipynb #591462ee
@@ -413,10 +423,11 @@ def cifar_evaluate(
     out:str=None, # folder for evaluation.json, confusion.csv and evaluation.png
     test:str=None, # other test images: cifar10.1, cifar10.1_v4, cifair10, cifair100, or any data set, folder or archive
     corrupted:str=None, # accuracy under the corruptions of cifar10c, cifar100c, or a folder or archive of their files
+    precision:str=None, # fp32, bf16 or fp16 (default: of each run, as in its validation)
 ):
     "Evaluate runs on their test images, or on those of another data set: accuracy, calibration, robustness"
     from cifar_fastai.studies.evaluate import evaluate
-    e = evaluate(runs, tta, robustness, weights, root, test, corrupted)
+    e = evaluate(runs, tta, robustness, weights, root, test, corrupted, precision)
     print(e)
     if out: print(f"{', '.join(map(str, e.save(out)))}")
 
@@ -487,7 +498,7 @@ def cifar_bench(
 ):
     "Measure the cost of an epoch, of each trick and of augmentation, relative to a bare PyTorch loop"
     from cifar_fastai.zoo.registry import create_model
-    from cifar_fastai.bench import all_tricks,data_cost,epoch_cost,peer_cost,save_bench
+    from cifar_fastai.bench import all_tricks, data_cost, epoch_cost, peer_cost, peer_work, save_bench
     from cifar_fastai.data.loaders import cifar_dls
     from cifar_fastai.serialize import check_output
     check_output(out)
@@ -503,3 +514,4 @@ def cifar_bench(
             idle='GPU idle')
         return {k:name} | {what:f'{r[o]:.3f}' for o,what in columns.items() if o in r}
     for k,v in figures.items(): print(_table([row(k, name, r) for name,r in v.items()]), end='\n\n')
+    if peers: print(*(f'{k}: {peer_work[k]}' for k in figures['peers']), sep='\n')

@@ -9,7 +9,7 @@ __all__ = ['CheckTargets', 'cifar_learner', 'tta_logits']
 
 # %% ../nbs/60_learner.ipynb #c6689dae
 import platform, warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
 from .core import *
@@ -142,11 +142,29 @@ def _with_precision(learn, precision):
         warnings.warn('This CPU has no fast bf16 (AVX512-BF16 or AMX): bf16 is likely to be slower than fp32 on it.')
     return learn.to_bf16()
 
+# %% ../nbs/60_learner.ipynb #e019ed6e
+def _as_dls(dls): return cifar_dls(*() if dls is None else (dls,)) if not hasattr(dls, 'loaders') else dls
+
+def _size_error(model, size):
+    "Why `model` cannot be applied to images of `size`; None if it can"
+    with suppress(Exception): model = deepcopy(model).to('meta').eval()
+    try:
+        with torch.no_grad(): model(torch.empty(2, 3, *size, device='meta'))
+    except Exception as e: return short(first(str(e).splitlines()) or type(e).__name__)
+
+def _check_size(arch, model, dls):
+    "Refuse images of a size that the network does not take"
+    if not isinstance(dls.train_ds, ImageTensors) or (size := tuple(dls.train_ds.x.shape[-2:]))==(32,32): return
+    if (why := _size_error(model, size)) and not _size_error(model, (32,32)):
+        name = arch if isinstance(arch, str) else type(arch).__name__
+        raise UserError(f"{name} does not take images of {'x'.join(map(str, size))} ({why}): use "
+            'cifar_dls(..., size=32), or a backbone that takes any size, such as resnet20.')
+
 # %% ../nbs/60_learner.ipynb #2012d616
 @delegates(Learner.__init__, but='model,loss_func,opt_func,default_cbs')
 def cifar_learner(
     arch, # name of a backbone (see `list_models`), or a module
-    dls=None, # `DataLoaders`; default `cifar_dls()`, which is CIFAR-10
+    dls=None, # `DataLoaders`, or data for `cifar_dls`; default `cifar_dls()`, which is CIFAR-10
     cbs=None, # tricks and other callbacks, in any order
     opt_func='sgd', # name of an optimizer (see `optimizers`), or a callable that takes parameter groups and `lr`
     lr:float=0.1, # learning rate
@@ -161,13 +179,14 @@ def cifar_learner(
     precision:str='fp32', # 'fp32', or mixed precision: 'bf16' or 'fp16'
     **kwargs
 )->Learner:
-    "A `Learner` for 32x32 images"
+    "A `Learner` for small images"
     if isinstance(arch, str): find_model(arch)
     if precision not in ('fp32', 'bf16', 'fp16'): raise unknown('precision', precision, ('fp32', 'bf16', 'fp16'))
     _check_loss(loss_func)
     lr,wd,cbs = check_lr(lr),wd if wd is None else check_lr(wd, 'wd'),L(cbs).map(_callback)
-    if dls is None: dls = cifar_dls()
+    dls = _as_dls(dls)
     model = _network(arch, _n_out(n_out, dls))
+    _check_size(arch, model, dls)
     if init is not None: init_weights(model, init)
     if channels_last: model = model.to(memory_format=torch.channels_last)
     if compile: model.compile()

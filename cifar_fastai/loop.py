@@ -55,7 +55,7 @@ def check_callbacks(learn:Learner):
         for cb in same:
             (a,b),start = cb.window,cb.window[0]
             at_once = [o for o in same if o is cb or o.window[0]<=start<o.window[1] and a<b]
-            if len(at_once)>1: raise UserError(cb.conflict.format(names=', '.join(map(repr, at_once))))
+            if len(at_once)>1: raise UserError(at_once[-1].conflict.format(names=', '.join(map(repr, at_once))))
     for cb in cbs: cb.check()
 
 # %% ../nbs/03_loop.ipynb #0d345afe
@@ -264,6 +264,7 @@ def _train(learn):
             if getattr(type(cb), 'managed', False) and not _silent(_loops[learn], cb)]
         for c in run.contexts: stack.push(c)
         _next_batch(learn, run, 0)
+        stack.enter_context(getattr(learn.opt, 'train_context', nullcontext)())
         try: yield
         finally: run.contexts,run.closed = [],frozenset()
 
@@ -440,7 +441,7 @@ def inference(learn:Learner):
         if not loop.inference or len(loop.calling)>loop.depth: # not a part of another, as `get_preds` in `predict`
             attrs = [*_loop_attrs, *(['final_record'] if nested else [])]
             parts = [_restored(o) for o in _stateful_parts(learn, nested)]
-            plain = [_plain(learn)] if nested else []
+            plain = [getattr(learn.opt, 'averaged', nullcontext)(), _plain(learn)] if nested else []
             rest = [_restored(learn, attrs), _without_files(learn), _entered(loop, learn)]
             for c in [same_random(learn), *parts, *plain, *rest]: stack.enter_context(c)
         yield loop.run is not None

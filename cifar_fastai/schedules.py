@@ -200,6 +200,8 @@ def scheduled(self:GroupedOptim,
     sched:ParamScheduler, # schedule of the fit
 ):
     "Called when a schedule starts"
+    if self.averages or 'mom' not in self.bwd_map: # its momentum is constant, or it has none
+        sched.scheds,sched.hps = ({k:v for k,v in d.items() if k!='mom'} for d in (sched.scheds, sched.hps))
     if 'base_lr' not in self.fwd_map or 'lr' not in sched.scheds or isinstance(sched, LRFinder): return
     self.set_hyper('base_lr', _top(sched))
 

@@ -20,29 +20,30 @@ training_step = '''
     whiten             4       # computes the first convolution from the training images
 for epoch in range(n_epoch):
     for x, y in dls.train:     # uint8 images on the device, in the order drawn for this epoch
+        repeat         1       # copies of the images, before anything is drawn for them
         flip_epoch     6       # Flip(alternate=True), of every other epoch: before anything that has a direction
         policy         7       # AutoAugment and its relatives
         crop           8
         flip           9
+        augmix        10       # of the cropped images; further views of them follow the images
         x = normalize(x)       # float32
         # before_batch
         occlude       11       # boxes are filled with 0, which is the mean
         mix           12       # y becomes class probabilities
         resize        13
+        select        15       # a smaller batch, of the images with the larger losses
+        mix_features  18       # ManifoldMixUp, at a random depth: y becomes class probabilities
         pred = model(x)        # random depth and shaking act inside
         standardize    3       # WeightStandardization: what `average` leaves is standardized
-        mix_features   2       # ManifoldMixUp, inside as well: y becomes class probabilities before
-        # after_pred, after_loss
+            # after_pred, after_loss
         loss = loss_func(pred, y)
         smooth        14       # changes the loss function for the training part of the epoch
-        distill       15       # adds a term to it
-        loss.backward()        # fastai's GradientAccumulation scales the loss before it
-        # after_backward
+        distill       17       # adds a term to it
+        loss.backward()        # after_backward; fastai's GradientAccumulation scales the loss before
         second_pass   20       # forward and backward again, at other weights
         # before_step
         clip          16       # MixedPrecision (10) has unscaled the gradients
-        opt.step()
-        # after_step
+        opt.step()             # after_step
         lookahead     50       # steps back towards the slow weights
         average       60       # sees the weights that the next batch starts from
         ghost         61       # GhostBatchNorm: ends before SWA measures whole batches

@@ -13,7 +13,7 @@ def hashed_key(*parts): return int.from_bytes(hashlib.blake2b(repr(parts).encode
 class Draws:
     'The random numbers of one trick in one batch'
     def __init__(self, seed, key):
-        self.seed,self.key,self.gens = seed,key,{}
+        self.seed,self.key,self.gens = seed,key,{} # the key is epoch and batch
         self.py = random.Random(hashed_key(seed, key))
     def gen(self, device):
         if str(device) not in self.gens:
@@ -115,6 +115,44 @@ class TrivialAugment(Hand):
             ops = np.array(choices(space))[rng.integers(14, size=(1,b))]
             return ops,np.array([[at(space, k, 31, i) for k,i in zip(ops[0], rng.integers(31, size=(1,b))[0])]])
         return policy(self.t, x, rng, draw, space),probs
+
+def mix_operation(name, img, u):
+    "One operation of AugMix at level `u` of 10, with the magnitudes of its code"
+    if name=='Solarize': return torch.where(img>=256-int(u*256/10), 255-img, img)
+    scale = dict(Posterize=lambda: 4-int(u*4/10), Rotate=lambda: int(u*30/10), ShearX=lambda: u*0.3/10,
+        ShearY=lambda: u*0.3/10, TranslateX=lambda: int(u*(32/3)/10), TranslateY=lambda: int(u*(32/3)/10))
+    return scale.get(name, float)()
+
+class AugMix(Hand):
+    "Image by image and chain by chain, in bytes; predictions for the image and two mixes of it are compared"
+    place = 0.4
+    def batch(self, x, probs, rng):
+        t,n,views = self.t,len(x),2 if self.t.jsd else 1
+        imgs = (x*255).round().to(torch.uint8)
+        a,b = (np.random.default_rng(rng.py.getrandbits(64)) for _ in range(2))
+        many = t.width*views*n
+        depths = a.integers(1, 4, size=many)
+        names = np.array('AutoContrast Equalize Posterize Rotate Solarize ShearX ShearY TranslateX TranslateY'.split())
+        names,levels = names[a.integers(9, size=(3,many))],a.uniform(0.1, t.severity, size=(3,many))
+        minus = a.random((3,many))<0.5
+        ws,ms = b.dirichlet([t.alpha]*t.width, size=views*n),b.beta(t.alpha, t.alpha, size=views*n)
+        res = list(imgs) if t.jsd else []
+        for v in range(views*n):
+            img,total = imgs[v%n],np.float32(1-ms[v])*imgs[v%n].numpy().astype(np.float32)
+            for c in range(t.width):
+                o,k = img,c*views*n+v
+                for name,u,neg in zip(names[:depths[k],k], levels[:,k], minus[:,k]):
+                    m = mix_operation(name, o, u)
+                    if name!='Solarize': m = operate(name, o, -m if neg and name[0] in 'RST' else m)
+                    o = m
+                total = total + np.float32(ms[v]*ws[v,c])*o.numpy().astype(np.float32)
+            res.append(torch.from_numpy(total.round().astype(np.uint8)))
+        return torch.stack(res).to(x.dtype)/255,probs
+    def loss(self, loss, pred, probs, x):
+        if not self.t.jsd: return loss
+        ps = [o.softmax(1) for o in (pred, *self.views.chunk(2))]
+        mean = (sum(ps)/3).clamp(min=1e-7)
+        return loss + self.t.jsd*sum((p*(p.log()-mean.log())).sum(1) for p in ps).mean()/3
 
 class RandomCrop(Hand):
     place = 0.2
@@ -257,6 +295,7 @@ class LabelSmoothing(Hand):
 
 class ManifoldMixUp(Hand):
     "At the input, or after the second module of the tests' network"
+    place = 5.5
     def start(self, model):
         self.depth = None
         self.hooks = [model.register_forward_pre_hook(lambda m, x: self.mixed(x[0]) if self.depth==0 else None),
@@ -299,6 +338,7 @@ class ASAM(Hand):
         return {n:self.t.rho*t[n]**2*g/norm for n,g in grads.items()}
 
 class KD(Hand):
+    place = 6 # weighs the loss with all of its terms against the teacher
     def loss(self, loss, pred, probs, x):
         T,a = self.t.T,self.t.alpha
         with torch.no_grad(): z = self.t.teacher.net.eval()(x.double()).to(pred.dtype)
@@ -401,6 +441,7 @@ class GhostBatchNorm(Hand):
         self.norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for m in self.norms: m.forward = lambda x, m=m: self.normalise(m, x)
     def normalise(self, m, x):
+        if not m.training: return F.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, eps=m.eps)
         n = max(1, len(x)//self.t.size)
         sizes = [len(x)//n + (i<len(x)%n) for i in range(n)]
         return torch.cat([self.part(m, o.to(m.weight.dtype)).to(x.dtype) for o in x.split(sizes)])
@@ -464,6 +505,32 @@ class ProgressiveResize(Hand):
         side = [16, 16, 16, 16, 24, 32][self.i-1] if self.epochs==2 else [16, 16, 24][self.i-1]
         return (x if side==32 else tv.functional.resize(x, [side,side], antialias=True)),probs
 
+class RepeatedAugment(Hand):
+    place = 0.01
+    def batch(self, x, probs, rng):
+        n = -(-len(x)//self.t.k) if self.t.same_size else len(x)
+        xs,ps = ([o for o in b[:n] for _ in range(self.t.k)] for b in (x, probs))
+        end = len(x) if self.t.same_size else None
+        return torch.stack(xs[:end]),torch.stack(ps[:end])
+
+class SelectiveBackprop(Hand):
+    "Images are ranked by their losses in evaluation mode; those that win a race, of rates by rank, are kept"
+    place = 5
+    def start(self, model): self.model = model
+    def batch(self, x, probs, rng):
+        i = rng.key[0]*len(self.batches) + rng.key[1]
+        if self.t.interrupt and i%self.t.interrupt==self.t.interrupt-1: return x,probs
+        targ,times = probs,torch.empty(len(probs)).exponential_(generator=rng.gen('cpu')).tolist()
+        for h in self.all: targ = h.smooth(targ)
+        self.model.eval()
+        with torch.no_grad(), self.autocast(): pred = self.model(x[:len(probs)])
+        self.model.train()
+        losses = -(targ*F.log_softmax(pred.to(x.dtype), 1)).sum(1)
+        order = sorted(range(len(probs)), key=lambda k: losses[k].item())
+        race = {k:times[k]/((r+0.5)/len(probs))**(1/self.t.keep-1) for r,k in enumerate(order)}
+        idxs = sorted(race, key=race.get)[:max(1, round(self.t.keep*len(probs)))]
+        return torch.cat([o[idxs] for o in x.split(len(probs))]),probs[idxs]
+
 hands = {c.__name__:c for c in Hand.__subclasses__()}
 
 def gradients(model, x, probs, hs, autocast):
@@ -471,7 +538,9 @@ def gradients(model, x, probs, hs, autocast):
     mixed = probs
     for h in hs: probs = h.smooth(probs)
     with autocast(): pred = model(x)
-    pred = pred.to(x.dtype)
+    pred,n = pred.to(x.dtype),len(probs)
+    for h in hs: h.views = pred[n:]
+    pred,x = pred[:n],x[:n]
     loss = -(probs*F.log_softmax(pred, 1)).sum(1).mean()
     for h in hs: loss = h.loss(loss, pred, mixed, x)
     names,ps = zip(*((n,p) for n,p in model.named_parameters() if p.requires_grad))
@@ -486,7 +555,7 @@ def hand_fit(model, batches, n_out, lr, momentum, wd, tricks, epochs=1, autocast
         names[h] = f'{seed}/{kind}/{sum(n.split("/")[1]==kind for n in names.values())}'
     velocity = {}
     every,started,total = sorted(hs, key=lambda h: h.place),[],len(batches)*epochs
-    for h in every: h.epochs,h.batches = epochs,batches
+    for h in every: h.epochs,h.batches,h.all,h.autocast = epochs,batches,hs,autocast
     model.train()
     for i,(x,y) in enumerate(batches*epochs, 1):
         hs = [h for h in every if round(h.t.window[0]*total, 6)<=i-1<round(h.t.window[1]*total, 6)]

@@ -229,7 +229,7 @@ def evil_archives():
     yield 'cut image', dict(d=good | {'train/c/bad.png': img[:60]}), r'train/c/bad.png in .* is not a readable image'
     yield 'no classes', dict(d={'train/1.png': img,
         'test/1.png': img}), r'the expected layout is train/<class>/\* and test/<class>/\*'
-    yield 'no test', dict(d={'train/c/1.png': img}), 'no images in test/<class>/'
+    yield 'no test', dict(d={'train/c/1.png': img}), 'has one class, c, and no test images: the expected layout'
     yield 'new class', dict(d=good | {'test/e/1.png': img}), 'test images but no training images of e'
     yield 'nothing', dict(d={'readme.txt': b'hello'}), 'neither CIFAR batches nor class folders'
 

@@ -337,8 +337,8 @@ def test_labels_that_are_integers(tmp_path, labels):
 def test_images_of_any_kind(tmp_path, data):
     with refused('test_batch'): read_images(write(dict(d=py | dict(test_batch=batch(data=data))), tmp_path/'x.zip'))
 
-@pytest.mark.parametrize('d', [None, 3, [], [1,2], 'data', (), {}, dict(data=x20), dict(labels=[1]*20), {b'data': x20,
-    b'labels': [1]*20}, x20, np.array(None, object)], ids=lambda o: str(o)[:20])
+@pytest.mark.parametrize('d', [None, 3, [], [1,2], 'data', (), {}, dict(data=x20), dict(labels=[1]*20), {b'data': x20},
+    {3: x20}, x20, np.array(None, object)], ids=lambda o: str(o)[:20])
 def test_batches_of_any_shape(tmp_path, d):
     with refused('test_batch holds no images and labels'):
         read_images(write(dict(d=py | dict(test_batch=pickle.dumps(d))), tmp_path/'x.zip'))

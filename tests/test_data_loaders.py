@@ -255,7 +255,7 @@ def test_drop_last():
     (dict(drop_last=None), 'drop_last is None'),
     (dict(rule='frist'), "no rule 'frist': did you mean 'first'"), (dict(rule=None), 'no rule'),
     (dict(rule=['first']), 'no rule'),
-    (dict(valid=None), 'validation images'), (dict(valid=[]), 'validation images'),
+    (dict(valid=3), 'validation images'), (dict(valid=[]), 'validation images'),
     (dict(dataset=None), 'dataset is None'), (dict(dataset=[]), r'dataset is \[\]'), (dict(dataset={}), 'dataset is'),
     (dict(dataset=3), 'dataset is 3'), (dict(dataset=b'digits'), 'dataset is'),
     (dict(dataset=''), "no data set ''"), (dict(dataset='a\0b'), r'a\\x00b'), (dict(dataset='x/a\0b'), r'a\\x00b'),

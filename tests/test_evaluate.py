@@ -9,6 +9,7 @@ from cifar_fastai.runs.config import RunConfig
 from cifar_fastai.runs.export import load_run
 from cifar_fastai.runs.folder import RunFolder
 from cifar_fastai.runs.train import report, train
+import cifar_fastai.studies.evaluate as studies_evaluate
 from cifar_fastai.studies.evaluate import calibration_bins, calibration_error, corrupt, corruptions, evaluate, measures, tta_logits
 
 @pytest.fixture(scope='module')
@@ -75,6 +76,44 @@ def test_stored_results_agree(runs):
     from cifar_fastai.runs.folder import RunFolder
     assert evaluate(runs[0]).rows[0]['accuracy']==pytest.approx(RunFolder(runs[0]).test().accuracy)
 
+@pytest.mark.parametrize('precision,dtype', [('bf16', torch.bfloat16), ('fp16', torch.float16)])
+def test_precision(tmp_path, capsys, precision, dtype):
+    "A run is evaluated in its own precision, as a loop by hand under autocast, or in another one on request"
+    cfg = RunConfig(model='lenet', dataset='digits', bs=64, epochs=2, lr=0.05, schedule='onecycle', threads=1, precision=precision)
+    folder = train(cfg, 'a', exps=tmp_path, gpu='cpu', bar=False, curves=False, logits=True)
+    learn,e,full = load_run(folder, weights='last'),evaluate(folder),evaluate(folder, precision='fp32')
+    model,ds = learn.model.eval(),learn.dls.valid_ds
+    def by_hand(on):
+        with torch.no_grad(), torch.autocast('cpu', dtype, enabled=on):
+            return torch.cat([model(learn.dls.valid.after_batch((x,))[0]).float() for x in ds.x.split(64)])
+    stored = RunFolder(folder).test()
+    assert e.rows[0]['accuracy']==stored.accuracy and np.allclose(by_hand(True), stored.logits, atol=1e-2, rtol=1e-3)
+    assert torch.allclose(e.probs, by_hand(True).softmax(1)) and torch.allclose(full.probs, by_hand(False).softmax(1))
+    assert not torch.allclose(e.probs, full.probs)
+    assert e.caption.endswith(f'Precision: {precision}.') and full.caption.endswith(f'Precision: fp32 (training: {precision}).')
+    cifar_evaluate(argv=[str(folder), '--precision', 'fp32'])
+    assert f'Precision: fp32 (training: {precision}).' in capsys.readouterr().out
+
+def test_each_network_is_run_once(runs, monkeypatch):
+    "The accuracy of an ensemble under corruptions needs no second pass over its members; by hand"
+    calls,probs = [],studies_evaluate._probs
+    monkeypatch.setattr(studies_evaluate, '_probs', lambda *args: calls.append(1) or probs(*args))
+    e = evaluate(runs, robustness=True)
+    assert len(calls)==2*(1+5*len(corruptions))
+    learns,hits = [load_run(o, weights='last') for o in runs],[]
+    dl = learns[0].dls.valid
+    for s in range(1, 6):
+        x = dl.after_batch((corrupt(dl.dataset.x, 'contrast', s),))[0]
+        with torch.no_grad(): ps = [o.model.eval()(x).softmax(1) for o in learns]
+        hits.append([(p.argmax(1)==dl.dataset.y).double().mean().item() for p in (*ps, sum(ps))])
+    assert [r['contrast'] for r in e.rows]==pytest.approx(np.mean(hits, 0))
+
+def test_same_classes_of_other_images(runs, tmp_path):
+    "Equal labels are not enough: runs must have the same images"
+    learns = [load_run(o) for o in runs]
+    learns[1].dls.valid_ds.x = 255-learns[1].dls.valid_ds.x
+    with pytest.raises(UserError, match='different test images'): studies_evaluate._own_images(learns)
+
 def test_other_images(runs, tmp_path):
     cfg = RunConfig(model='lenet', dataset='digits', bs=64, epochs=1, fraction=0.5, subset='first', threads=1)
     other = train(cfg, 'b', exps=tmp_path, gpu='cpu', bar=False, curves=False)
@@ -88,7 +127,7 @@ def test_command(runs, capsys, tmp_path):
     assert sorted(o.name for o in (tmp_path/'o').iterdir())==['confusion.csv', 'evaluation.json', 'evaluation.png']
 
 @pytest.mark.parametrize('argv,says', [([], 'no run to evaluate'), (['nowhere'], 'neither a run'), (['RUN', '--tta', 'x'], "no tta 'x'"),
-    (['RUN', '--weights', 'x'], "'x'")])
+    (['RUN', '--weights', 'x'], "'x'"), (['RUN', '--precision', 'x'], "no precision 'x'")])
 def test_refused(argv, says, runs, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = [runs[0] if o=='RUN' else o for o in argv]

@@ -71,7 +71,7 @@ def value(draw, name, kind):
     if 'float' in kind: return draw(numbers)
     return draw(switches) if 'true_or_false' in kind or 'Switch' in kind or 'bool' in kind else draw(words)
 
-tricks = 'AGC ASAM GhostBatchNorm WeightStandardization AutoAugment CutMix Cutout DKD EMA Flip GradientClip KD LabelSmoothing LookSAM Lookahead ManifoldMixUp MixUp ProgressiveResize RICAP RandAugment RandomCrop RandomErasing RandomResizedCrop ResizeMix \
+tricks = 'AGC ASAM GhostBatchNorm SelectiveBackprop WeightStandardization AutoAugment CutMix Cutout DKD EMA Flip GradientClip KD LabelSmoothing LookSAM Lookahead ManifoldMixUp MixUp ProgressiveResize RICAP RandAugment RandomCrop RandomErasing RandomResizedCrop RepeatedAugment ResizeMix \
 SAM SWA ShakeDrop StochasticDepth TrivialAugment OneOf Chain'.split()
 literals = one_of(sampled_from(['0', '1', '0.5', '-1', '2', '1e999', '-1e999', '10**30', '1e308', '9'*30, '9'*5000,
     'None', 'True', "'x'", "'lenet'", "'CPU'", "b'x'", '()', '(0.1, 0.2)', '(1, 2, 3)', '[]', '{}',

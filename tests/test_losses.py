@@ -1,13 +1,17 @@
 '`CrossEntropy` with class weights, beside everything that changes targets; losses of others'
 import copy,pickle,pytest,torch
+from timm.loss import BinaryCrossEntropy as TimmBCE
 from torch import nn
 from fastai.callback.core import Callback
 from fastai.losses import BCEWithLogitsLossFlat,CrossEntropyLossFlat,FocalLossFlat,LabelSmoothingCrossEntropyFlat
 from cifar_fastai.core import UserError
 from cifar_fastai.callback.distill import KD
-from cifar_fastai.losses import CrossEntropy,LabelSmoothing,as_probs
+from cifar_fastai.losses import BinaryCrossEntropy,CrossEntropy,LabelSmoothing,as_probs
 from cifar_fastai.callback.mixers import RICAP, Chain, CutMix, MixUp
+from cifar_fastai.callback.manifold import ManifoldMixUp
 from cifar_fastai.callback.sam import SAM
+from common import silent
+from test_contract import our_learner
 from test_learner import fit,learner,net
 
 g = torch.Generator().manual_seed(0)
@@ -127,3 +131,103 @@ def test_other_losses_alone():
         for dl in learn.dls.loaders: dl[:] = [(x, as_probs(y, 10)) for x,y in dl]
         learn.metrics = []
         fit(learn)
+
+# binary cross entropy
+
+def wanted(threshold): return dict(shares=True) if threshold is None else dict(threshold=threshold)
+
+@pytest.mark.parametrize('sum_classes', [False, True])
+@pytest.mark.parametrize('weight', [None, w])
+@pytest.mark.parametrize('threshold', [None, 0., 0.2])
+@pytest.mark.parametrize('targ', [labels, probs])
+def test_bce_is_that_of_timm(targ, threshold, weight, sum_classes):
+    "Values and gradients; for probabilities, and for smoothed labels where nothing is thresholded"
+    eps = 0.1 if targ.ndim==1 and threshold is None else 0.
+    ours = BinaryCrossEntropy(eps, weight=weight, **wanted(threshold), sum_classes=sum_classes)
+    theirs = TimmBCE(eps, threshold, weight, sum_classes=sum_classes)
+    res = []
+    for f in (ours, theirs):
+        p = pred.clone().requires_grad_()
+        loss = f(p, targ)
+        loss.backward()
+        res.append((loss.detach(), p.grad))
+    for a,b in zip(*res): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+@pytest.mark.parametrize('eps', [0., 0.3, 1.])
+@pytest.mark.parametrize('threshold', [None, 0., 0.25])
+def test_bce_written_out(threshold, eps):
+    'Class by class; smoothing comes last; reductions are over images'
+    each = []
+    for z,q in zip(pred, probs):
+        loss = 0
+        for zk,qk in zip(z, q):
+            t = (qk if threshold is None else float(qk>threshold))*(1-eps) + eps/5
+            loss -= t*torch.log(1/(1+torch.exp(-zk))) + (1-t)*torch.log(1/(1+torch.exp(zk)))
+        each.append(loss)
+    each = torch.stack(each)
+    for reduction,want in dict(none=each, sum=each.sum(), mean=each.mean()).items():
+        for summed in (True, False):
+            got = BinaryCrossEntropy(eps, reduction, **wanted(threshold), sum_classes=summed)(pred, probs)
+            torch.testing.assert_close(got, want/(1 if summed else 5), rtol=1e-10, atol=1e-12)
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_bce_precision(dtype):
+    'In half precision it is computed in float32, under autocast too; on the meta device it runs'
+    loss,p,t = BinaryCrossEntropy(0.1, weight=w.float()),pred.to(dtype)*4,probs.to(dtype)
+    want = BinaryCrossEntropy(0.1, weight=w)(p.double(), t.double())
+    for on in (False, True):
+        with torch.autocast('cpu', torch.bfloat16, enabled=on): got = loss(p, t)
+        assert got.dtype==torch.float32 and got.item()==pytest.approx(want.item(), rel=1e-5)
+    assert loss(torch.empty(2, 5, device='meta'), torch.empty(2, device='meta', dtype=torch.long)).is_meta
+
+@pytest.mark.parametrize('kwargs,name', [(dict(threshold=o), 'threshold') for o in (1, -0.1, 'a', None, True, float('nan'))]
+    + [({k:o}, k) for k in ('sum_classes', 'shares') for o in (None, 1, 'yes')] + [(dict(reduction='avg'), 'reduction')])
+def test_bce_refusals(kwargs, name):
+    with pytest.raises(UserError) as e: BinaryCrossEntropy(**kwargs)
+    assert str(e.value).startswith(f'{name} is ')
+
+@pytest.mark.parametrize('threshold', [0., None])
+@pytest.mark.parametrize('names', [(n,) for n in tricks]+[('smoothing','mixup','kd','sam'), ('manifold','smoothing','sam')])
+def test_tricks_with_bce(names, threshold):
+    "In training the loss is timm's of what the tricks made of the targets, plus KD's term; validation is plain"
+    seen = []
+    def look(self):
+        if self.training: seen.append((self.loss.item(), self.pred.detach(), self.yb[0]))
+    kd = KD(net(), T=2., alpha=0.3)
+    cbs = [kd if n=='kd' else ManifoldMixUp() if n=='manifold' else tricks[n]() for n in names]
+    logits = []
+    keep = Callback(after_loss=lambda self: logits.append(kd.logits))
+    learn = fit(learner(loss_func=BinaryCrossEntropy(**wanted(threshold)), cbs=[*cbs, Callback(after_loss=look), keep]))
+    assert seen
+    for (loss,p,y),z in zip(seen, logits):
+        q = as_probs(y, 10)
+        if threshold is not None: q = (q>0).float()
+        if 'smoothing' in names: q = q*0.9 + 0.01
+        want = TimmBCE(0., sum_classes=True)(p, q)
+        if 'kd' in names:
+            a,b = (z/2).softmax(1),(p/2).softmax(1)
+            want = 0.7*want + 0.3*4*(a*(a/b).log()).sum(1).mean()
+        assert loss==pytest.approx(want.item(), rel=1e-4)
+    x,y = (torch.cat(o) for o in zip(*learn.dls.valid))
+    learn.model.eval()
+    with torch.no_grad(): plain = TimmBCE(0., sum_classes=True)(learn.model(x), y)
+    assert learn.validate()[0]==pytest.approx(plain.item(), rel=1e-5)
+
+def test_bce_in_a_run():
+    'Named as a loss of a configuration, with its arguments checked'
+    from cifar_fastai.runs.config import RunConfig
+    from cifar_fastai.runs.train import create_call
+    loss = create_call(RunConfig(model='lenet', loss='BinaryCrossEntropy(shares=True, smoothing=0.1)').call('loss'))
+    assert type(loss) is BinaryCrossEntropy and loss.shares and loss.smoothing==0.1
+    with pytest.raises(UserError, match='threshold is 2'):
+        RunConfig(model='lenet', loss='BinaryCrossEntropy(threshold=2)').call('loss')
+
+def test_bce_learns():
+    'A network learns from it, and its class is the one with the largest probability'
+    learn = our_learner(loss_func=BinaryCrossEntropy())
+    before = learn.validate()[0]
+    with silent(learn):
+        fit(learn, 3)
+        preds,_,dec = learn.get_preds(with_decoded=True)
+    assert learn.validate()[0]<before
+    assert preds.min()>=0 and preds.max()<=1 and (preds.sum(1)-1).abs().max()>0.01 and torch.equal(dec, preds.argmax(1))

@@ -1,13 +1,15 @@
 'Reports over many runs: statistics by hand, what is refused, what is never mixed, and folders that are broken in every way'
 import csv, json, math, random, re, shutil
+from pathlib import Path
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
-import pytest, torch, yaml
+import numpy as np, pytest, torch, yaml
 from scipy import stats
 from safetensors.torch import save_file
 from cifar_fastai.core import UserError
 from cifar_fastai.studies.experiments import experiments, variants
 from cifar_fastai.runs.config import write_config
+from cifar_fastai.runs.folder import RunFolder
 from cifar_fastai.studies.report import *
 from cifar_fastai.studies.compare import compare_runs
 from cifar_fastai.studies.stats import holm, mean_interval, paired_p
@@ -474,9 +476,40 @@ def test_a_setting_younger_than_the_run(tmp_path):
     (f/'config.yaml').write_text(re.sub('drop_last: .*\n', '', (f/'config.yaml').read_text()))
     assert read_run(f).config['drop_last'] is False and report_runs(tmp_path).sections[0].title=='Table 3.9'
 
-def test_runs_of_the_fast_recipe(tmp_path):
-    "They are read like any other run, and are no rows of a published table"
-    f = write_run(tmp_path, base)
+def test_looking_early_is_stated(tmp_path):
+    "The report says what the verdicts assume, and the simulated error if that does not hold; three seeds allow one look"
+    from cifar_fastai.studies.stats import false_positive_rate
+    for s in range(8):
+        write_run(tmp_path/'a', base, s, (.5,.9+s%3/100))
+        write_run(tmp_path/'a', cutout, s, (.5,.9+s%2/100))
+    text = report_runs(tmp_path/'a', '3.9').markdown()
+    assert 'it holds if the number of seeds was fixed before any result was looked at' in text
+    assert f'in {false_positive_rate(range(3, 9)):.0%} of comparisons over 8 seeds' in text
+    text = report_runs(sweep(tmp_path/'b'), '3.9').markdown()
+    assert 'fixed before any result' in text and 'Looking' not in text
+
+def test_runs_of_the_fast_recipe():
+    "They have a page of their own, with the accuracy of the views that the published figure has; all stored runs are on it"
+    stored = Path(__file__).parents[1]/'nbs/runs/speedrun'
+    rep,runs = report_runs(stored, 'speedrun', pool_code=True),find_runs(stored)
+    s, = rep.sections
+    assert rep.title=='Results, table speedrun' and s.columns['row']==['airbench94', 'airbench94_muon'] and not rep.not_run
+    for id,text in zip(s.runs, s.columns['last epoch with its views, %']):
+        acc = [100*RunFolder(r.folder).test().accuracy for r in runs if r.row==id]
+        assert len(acc)==3 and text==f'{np.mean(acc):.2f} ± {np.std(acc, ddof=1):.2f}'
+    assert s.columns['full row, published top-1, %']==['94.01']*2
+    text = rep.markdown()
+    assert 'published figure of a fast recipe' in text and 'best test epoch of one run' not in text and 'Holm' not in text
+    assert not Page(rep.html()).stack
+
+def test_the_fast_recipe_among_others(tmp_path, capsys):
+    from cifar_fastai.cli import cifar_report
+    f = write_run(tmp_path/'exps', base)
     edit(f/'config.yaml', row='speedrun/airbench94')
+    write_run(tmp_path/'exps', cutout)
     assert read_run(f).row=='speedrun/airbench94'
-    with pytest.raises(UserError, match='no finished run'): report_runs(tmp_path)
+    rep = report_runs(tmp_path/'exps')
+    assert {o.table for o in rep.sections}=={'3.9', 'speedrun'} and 'best test epoch of one run' in rep.markdown()
+    for flags in (['--table', 'speedrun'], ['--rows', 'speedrun/*']):
+        cifar_report(argv=[*flags, '--exps', str(tmp_path/'exps'), '--out', str(tmp_path/'out')])
+        assert 'Results, table speedrun' in capsys.readouterr().out and (tmp_path/'out/report.html').exists()

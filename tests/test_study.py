@@ -69,6 +69,26 @@ def test_bootstrap():
     assert r.value==pytest.approx(d.mean())
     assert 0.8<(r.hi-r.lo)/(2*1.96*d.std()/math.sqrt(12))<1.3
 
+def test_bootstrap_by_hand():
+    'Seeds and images drawn with replacement, one resample after the other'
+    rng = np.random.default_rng(1)
+    p = np.where(rng.random(300)<0.8, 0.97, 0.4)
+    a,b = rng.random((4, 300))<p,rng.random((4, 300))<p
+    d = 100*(a.astype(float)-b)
+    means = [d[rng.integers(4, size=4)][:,rng.integers(300, size=300)].mean() for _ in range(20_000)]
+    r = bootstrap_difference(a, b, n_boot=20_000)
+    assert (r.lo,r.hi)==pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.05*np.std(means)) and r.value==pytest.approx(d.mean())
+
+def test_bounds_are_computed_once_when_they_are_read(monkeypatch):
+    import cifar_fastai.studies.stats as module
+    calls,resample = [],module._resample
+    monkeypatch.setattr(module, '_resample', lambda *args: calls.append(1) or resample(*args))
+    s = done('s', ['MixUp()', 'SAM()'])
+    res = study_result(s)
+    assert str(res) and not calls
+    assert res.arms==study_result(s).arms and len(calls)==4
+    assert res.markdown() and res.html() and len(res.frame)==2 and len(calls)==4
+
 @pytest.mark.slow
 @pytest.mark.parametrize('n', [3, 5, 10])
 def test_coverage(n):

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/augment.pixels.html.md"""
 
 # %% auto #0
 __all__ = ['geometric_matrices', 'operations', 'operation_index', 'adjust_brightness', 'adjust_color', 'adjust_contrast',
-           'adjust_sharpness', 'posterize', 'solarize', 'autocontrast', 'invert', 'equalize', 'warp',
+           'adjust_sharpness', 'posterize', 'solarize', 'autocontrast', 'invert', 'equalize', 'warp', 'array_to_device',
            'apply_operations', 'image_size', 'PixelTrick']
 
 # %% ../../nbs/20_augment.pixels.ipynb #2795cacc
@@ -144,7 +144,10 @@ operations = ['Identity', *geometric_matrices, *_pixelwise]
 operation_index = {k:i for i,k in enumerate(operations)}
 
 # %% ../../nbs/20_augment.pixels.ipynb #53206634
-def _to_device(a, device):
+def array_to_device(
+    a, # a numpy array
+    device, # of the result
+)->Tensor:
     "A numpy array as a tensor on `device`, without waiting"
     t = torch.from_numpy(a)
     return t.pin_memory().to(device, non_blocking=True) if device.type=='cuda' else t.to(device)
@@ -170,7 +173,7 @@ def apply_operations(
     kinds = np.where(ops<=len(geometric_matrices), ops>0, ops) # 1 for all that `warp` does
     order,sizes = np.argsort(kinds, kind='stable'),np.bincount(kinds)
     sent = np.column_stack([order, np.argsort(order), _parameters(ops, m, *x.shape[2:])[order]]).astype(np.float32)
-    sent = _to_device(sent, x.device)
+    sent = array_to_device(sent, x.device)
     order,back,params = sent[:,0].long(),sent[:,1].long(),sent[:,2:]
     parts = zip(operations, x.contiguous().index_select(0, order).split(sizes.tolist()), params.split(sizes.tolist()))
     res = [_pixelwise[k](o, p[:,0]) if k in _pixelwise else warp(o, p, fill) if k in geometric_matrices else o
@@ -193,7 +196,7 @@ class _Before(ItemTransform):
     def __init__(self, trick): self.trick,self.order = trick,trick.order
     def encodes(self, b):
         self.trick.next_batch()
-        return self.trick.augmented(b[0]), *b[1:]
+        return self.trick.augment_batch(b)
 
 # %% ../../nbs/20_augment.pixels.ipynb #1b41b9fd
 class PixelTrick(Trick):
@@ -205,6 +208,10 @@ class PixelTrick(Trick):
         "What `augment` makes of `x`, of its type and in its memory layout"
         nhwc = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         return retain_type(self.augment(x.as_subclass(Tensor)).contiguous(memory_format=nhwc), x)
+
+    def augment_batch(self, b):
+        "A batch, a tuple, with augmented images"
+        return self.augmented(b[0]), *b[1:]
 
     def next_batch(self):
         "The loader augments a batch before the Learner gets it"
@@ -227,7 +234,9 @@ class PixelTrick(Trick):
             for t,v in own: setattr(t, self.disables, v)
 
     def before_batch(self):
-        if not self.off and not self._piped: self.learn.xb = (self.augmented(self.xb[0]), *self.xb[1:])
+        if self.off or self._piped: return
+        b,n = self.augment_batch((*self.xb, *self.yb)),len(self.xb)
+        self.learn.xb,self.learn.yb = b[:n],b[n:]
 
 # %% ../../nbs/20_augment.pixels.ipynb #231327e9
 @patch

@@ -159,6 +159,12 @@ class Lookahead(Trick):
 
 # %% ../../nbs/53_callback.average.ipynb #a319f703
 @patch
+def check(self:Lookahead):
+    if not getattr(self.opt, 'averages', False): return
+    raise UserError(f'{self!r} pulls back the weights from which {type(self.opt.opt).__name__} computes its average: '
+        'use one of them.')
+
+@patch
 def state_dict(self:Lookahead): return dict(n=self.n, slow=self.slow)
 
 @patch

@@ -152,7 +152,7 @@ class TeacherTrick(LossTrick):
         return nullcontext() if self.off else loss.with_term(term)
 
     def before_batch(self):
-        if not self.off: self.logits = self.teacher(self.xb[0])
+        if not self.off: self.logits = self.teacher(self.xb[0][:len(self.yb[0])]) # not for further views
 
 # %% ../../nbs/52_callback.distill.ipynb #a8ffb545
 @patch

@@ -316,7 +316,7 @@ class CifarDataLoaders(DataLoaders):
         "A `DataLoader` of new images"
         ds,items = self.valid_ds,list(test_items)
         if not items: raise UserError('test_items is empty: it must contain at least one image.')
-        x = torch.from_numpy(np.stack([as_image(o) for o in items])).permute(0,3,1,2)
+        x = torch.from_numpy(np.stack([as_image(o, ds.x.shape[-1]) for o in items])).permute(0,3,1,2)
         y = tensor([as_label(o, ds.vocab) for o in items]) if with_labels else None
         return self.valid.new(ImageTensors(x, y, ds.vocab), **kwargs)
 
@@ -326,10 +326,16 @@ class CifarDataLoaders(DataLoaders):
         return res
 
 # %% ../../nbs/12_data.loaders.ipynb #9f0a2b7e
+def _is_data(o):
+    "Could `o` be a data set object? Neither a number or bytes, nor empty"
+    with suppress(TypeError): return hasattr(o, '__getitem__') and not isinstance(o, bytes) and len(o)>0
+
 def _dataset(dataset):
-    "The `DataSet` of `dataset`, and its path if it is not a name"
+    "The `DataSet` of `dataset`, and its path or the object if it is not a name"
     if not isinstance(dataset, (str,os.PathLike)):
-        raise UserError(f'dataset is {short(dataset)}: it must be the name of a data set, or a folder or archive.')
+        if _is_data(dataset): return DataSet(type(dataset).__name__),dataset
+        raise UserError(f'dataset is {short(dataset)}: it must be the name of a data set, a folder or archive, or '
+            'a data set object.')
     if dataset in datasets: return datasets[dataset],None
     if path := existing_path(dataset): return DataSet(path.name),path
     path = Path(dataset)
@@ -340,11 +346,27 @@ def _dataset(dataset):
     if isinstance(dataset, str) and len(path.parts)<2 and is_name: return datasets[dataset]
     raise UserError(f"There is no folder or archive '{show_path(dataset)}'.")
 
-def _images(ds, path, root):
+def _images(ds, source, root, size):
     search_paths(root) # refuses an invalid root whatever the data set
-    im = cached_images(path) if path else dataset_images(ds, root)
-    if im.train_x is None: raise UserError(f'{show_path(path)} has no training images: it is a test set.')
+    if source is None: return dataset_images(ds, root, size=size)
+    im = cached_images(source, size=size) if isinstance(source, Path) else object_images(source, size)
+    if im.train_x is None: raise UserError(f'{show_path(source)} has no training images: it is a test set.')
+    if im.note: warnings.warn(im.note)
     return im
+
+# %% ../../nbs/12_data.loaders.ipynb #aba6f3f3
+def _check_bs(bs, ds, drop_last):
+    if drop_last and bs>len(ds):
+        raise UserError(f'bs is {bs}: with drop_last, it must be at most {len(ds)}, the training images.')
+
+def _valid(valid, im, source):
+    "The validation images to use: 'test' or 'holdout'"
+    if valid is None: return 'test' if source is None or im.valid_x is None else 'holdout'
+    if valid=='test' and source is not None and im.valid_x is not None:
+        name = show_path(source) if isinstance(source, Path) else 'The data set'
+        warnings.warn(f"{name} has {len(im.valid_y):,} validation images, which valid='test' does not use: "
+            "valid='holdout' selects on them.")
+    return valid
 
 # %% ../../nbs/12_data.loaders.ipynb #736771ce
 def _part(ds, part, rule, seed):
@@ -412,11 +434,11 @@ def _device(device):
 
 # %% ../../nbs/12_data.loaders.ipynb #93bd6bab
 def cifar_dls(
-    dataset='cifar10', # name of a data set, or folder or archive with `train/<class>/*` and `test/<class>/*`
+    dataset='cifar10', # name, folder or archive of a data set, or arrays or a data set object (see `object_images`)
     root=None, # existing folder or archive of a named data set; None: see `search_paths`
     bs=128, # batch size, 1 to 1,000,000
     fraction=1., # fraction of the training images to use, in (0, 1]; at least one image per class
-    valid='test', # validate on 'test' images, or a 'holdout': the data set's validation images, or training images
+    valid=None, # validate on 'test' images, or a 'holdout': validation images, or training images; None: see above
     holdout=0.1, # fraction of the training images to hold out, in (0, 1)
     pad=None, # zero padding of random crops in pixels, 0 to 32; None: the default of the data set
     flip=None, # flip each image with probability 0.5? None: the default of the data set
@@ -427,27 +449,27 @@ def cifar_dls(
     drop_last=False, # drop the last training batch if it is incomplete?
     weights=None, # sampling weights, see `image_weights` (per image: one for each image of the source)
     label_noise=0., # fraction of the training labels to replace with other classes, in [0, 1]
+    size=32, # height and width that images are resized to, 8 to 512
 )->CifarDataLoaders:
     "`DataLoaders` of a data set whose images are on the device"
-    for what,v,known in (('set of validation images', valid, ['test','holdout']),
+    for what,v,known in (('set of validation images', ifnone(valid, 'test'), ['test','holdout']),
         ('rule', rule, ['stratified','first'])):
         if not isinstance(v, str) or v not in known: raise unknown(what, v, known)
     fraction,holdout,label_noise = (check_range(k, v, 0, 1, above=k!='label_noise', below=k=='holdout')
         for k,v in dict(fraction=fraction, holdout=holdout, label_noise=label_noise).items())
-    bs,seed = check_range('bs', bs, 1, 10**6, whole=True),check_range('seed', seed, 0, 2**64-1, whole=True)
-    val_bs = check_range('val_bs', ifnone(val_bs, bs), 1, 10**6, whole=True)
-    (ds,path),device = _dataset(dataset),_device(device)
+    bs,val_bs,seed,size = (check_range(k, v, *lim, whole=True) for k,v,*lim in (('bs', bs, 1, 10**6),
+        ('val_bs', ifnone(val_bs, bs), 1, 10**6), ('seed', seed, 0, 2**64-1), ('size', size, 8, 512)))
+    (ds,source),device = _dataset(dataset),_device(device)
     pad,flip = check_range('pad', ifnone(pad, ds.pad), 0, _max_pad, whole=True),ifnone(flip, ds.flip)
     for k,v in dict(flip=flip, drop_last=drop_last).items(): check_bool(k, v)
-    im = _images(ds, path, root)
+    im = _images(ds, source, root, size)
+    valid = _valid(valid, im, source)
     splits,idxs,done = _splits(im, valid, fraction, holdout, rule, seed)
-    if drop_last and bs>len(splits[0]):
-        raise UserError(f'bs is {bs}: with drop_last, it must be at most {len(splits[0])}, the training images.')
+    _check_bs(bs, splits[0], drop_last)
     if label_noise: splits[0] = _with_label_noise(splits[0], label_noise, seed)
     stats,weights = ds.stats or channel_stats(splits[0].x),_train_weights(weights, idxs, len(im.train_y), splits[0])
     dls = [_dl(o, i, val_bs if i else bs, pad, flip, stats, seed, weights, drop_last) for i,o in enumerate(splits)]
     res,noise = CifarDataLoaders(*dls, device=device),dict(label_noise=label_noise) if label_noise else {}
-    drawn = valid=='holdout' and im.valid_x is None
-    split = dict(rule=done, fraction=fraction, valid=valid, holdout=holdout if drawn else None)
-    res.source_digest,res.split = im.digest,split | noise
+    part = holdout if valid=='holdout' and im.valid_x is None else None
+    res.source_digest,res.split = im.digest,dict(rule=done, fraction=fraction, valid=valid, holdout=part) | noise
     return res

@@ -6,10 +6,11 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/runs.config.html.md"""
 
 # %% auto #0
 __all__ = ['limits', 'Call', 'parse_calls', 'registry_table', 'resolve_call', 'check_setting', 'RunConfig', 'run_config',
-           'file_name', 'name_part', 'read_config', 'write_config']
+           'has_own_valid', 'file_name', 'name_part', 'read_config', 'write_config']
 
 # %% ../../nbs/61_runs.config.ipynb #4025020d
 import ast, hashlib, json, os, re, stat, tokenize, unicodedata, yaml
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from io import StringIO
@@ -34,13 +35,13 @@ def _text(v):
     return '('+''.join(f'{_text(o)}, ' for o in v)[:-2]+','*(len(v)==1)+')' if isinstance(v, (tuple, list)) else repr(v)
 
 # %% ../../nbs/61_runs.config.ipynb #7f5c7a95
-_own = re.compile(r"""("[^"]*"|'[^']*')|([A-Za-z_][\w.]*):(?=[A-Za-z_])""")
+_own = re.compile(r"""("[^"]*"|'[^']*')|([A-Za-z_][\w.-]*):(?=[A-Za-z_])""")
 
 def _encoded(s):
     "Encode each unquoted `module:Name` in `s` as an identifier"
-    return _own.sub(lambda m: m[1] or m[2].replace('.', '__dot__')+'__colon__', s)
+    return _own.sub(lambda m: m[1] or m[2].replace('.', '__dot__').replace('-', '__dash__')+'__colon__', s)
 
-def _decoded(name): return name.replace('__colon__', ':').replace('__dot__', '.')
+def _decoded(name): return name.replace('__colon__', ':').replace('__dot__', '.').replace('__dash__', '-')
 
 # %% ../../nbs/61_runs.config.ipynb #85495f5c
 def _with_commas(s):
@@ -88,6 +89,12 @@ def registry_table()->dict: # kind, such as trick or optimizer -> name -> dict w
     "The registered names, with their parameters and defaults"
     return json.loads(package_file('registry.json').read_text(encoding='utf-8'))
 
+# %% ../../nbs/61_runs.config.ipynb #a7634b70
+def _by_keyword(call):
+    "A call whose parameters are known when its package is imported"
+    if not call.args: return call
+    raise UserError(f'{call.name} has an argument without a name: write {call.name}(momentum=0.9), for example.')
+
 # %% ../../nbs/61_runs.config.ipynb #7b90045f
 def _checked(name, k, v, default, limits=None):
     "Validate and convert `v` for the parameter `k` of `name`"
@@ -108,6 +115,7 @@ def resolve_call(
     "Check the name and the arguments of a call"
     table = registry_table()[kind]
     if kind=='trick' and ':' in call.name: return call # user-defined
+    if kind=='optimizer' and call.name.startswith('pytorch-optimizer:'): return _by_keyword(call)
     if call.name not in table: raise unknown(kind, call.name, table)
     params = table[call.name]['params']
     names = [k for k in params if k!='*']
@@ -153,6 +161,11 @@ def _check_text(name, v, default):
     if bad := [c for c in v if unicodedata.category(c) in ('Cc', 'Cs') and not c.isspace()]:
         raise UserError(f'{name} contains {short(bad[0])}: control characters and invalid Unicode are not allowed.')
 
+# %% ../../nbs/61_runs.config.ipynb #2848acda
+_lrs = dict(sgd=0.1, nesterov=0.1, lars=0.1) | {f'pytorch-optimizer:{o}':1. for o in ('prodigy', 'schedulefreesgd')}
+
+def _default_lr(optimizer): return _lrs.get(optimizer.lower(), 1e-3)
+
 # %% ../../nbs/61_runs.config.ipynb #a61cc880
 _choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), precision=('fp32', 'bf16', 'fp16'),
     tta=('none', 'flip', 'shift'))
@@ -161,12 +174,12 @@ _choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), pr
 class RunConfig:
     "All settings that determine the result of a run"
     model:str='wideresnet' # name of a backbone
-    dataset:str='cifar10' # cifar10, cifar100, cinic10, svhn, digits, another data set, or a folder or archive of images
+    dataset:str='cifar10' # cifar10, svhn, digits, another data set, or a folder, archive, .npz or .parquet of images
     epochs:int=200 # number of epochs
     bs:int=128 # training images per batch
-    lr:float=None # maximum learning rate (default: 0.1 for sgd, nesterov and lars, 0.001 for the others)
+    lr:float=None # maximum learning rate (default: 0.1 for sgd, nesterov, lars; 1 for Prodigy, ScheduleFreeSGD; 0.001)
     tricks:list=field(default_factory=list) # training tricks as calls, such as "Cutout(8) MixUp(0.2) SAM()"
-    optimizer:str='sgd' # optimizer as a call, such as "sgd(momentum=0.8)"
+    optimizer:str='sgd' # optimizer as a call, such as "sgd(momentum=0.8)", or pytorch-optimizer:NAME
     schedule:str='multistep' # schedule as a call: "multistep(milestones=(60,120,160), gamma=0.2)", onecycle
     wd:float=5e-4 # weight decay
     wd_bn_bias:bool=True # apply weight decay to normalisation layers and biases?
@@ -176,7 +189,7 @@ class RunConfig:
     subset:str='seed' # how to draw a fraction: by the run's "seed", "fixed" for all seeds, or the "first" of each split
     drop_last:bool=False # drop the last training batch if it is incomplete?
     label_noise:float=0. # fraction of the training labels to replace with other classes
-    valid:str='test' # select and validate on the "test" images, or on a "holdout" (validation or training images)
+    valid:str='test' # select and validate on "test" images, or a "holdout": validation images, or training images
     valid_every:int=1 # number of epochs between validations; the last epoch is always validated
     precision:str='fp32' # fp32, or mixed precision: bf16 or fp16
     compile:bool=False # compile the network? Only worthwhile for long runs
@@ -193,7 +206,7 @@ class RunConfig:
             name,table = getattr(self, k),registry_table()[kind]
             known = name is None or name in table or k=='model' and ':' in name # from timm, or user-defined
             if not known: raise unknown(kind, name, table)
-        if self.lr is None: self.lr = 0.1 if self.call('optimizer').name in ('sgd', 'nesterov', 'lars') else 1e-3
+        if self.lr is None: self.lr = _default_lr(self.call('optimizer').name)
 
 # %% ../../nbs/61_runs.config.ipynb #7f8807d3
 @patch
@@ -257,6 +270,16 @@ def run_config(
 )->RunConfig:
     "Create a `RunConfig` from the settings of a run"
     return RunConfig(**{k:v for k,v in settings.items() if k!='row'})
+
+# %% ../../nbs/61_runs.config.ipynb #e21342a3
+def has_own_valid(
+    path, # name, folder or archive of a data set
+)->bool:
+    "Is `path` a folder with training, validation and test images?"
+    with suppress(OSError, ValueError, RuntimeError):
+        names = {o.name.lower() for o in Path(path).expanduser().iterdir() if o.is_dir()}
+        return {'train','test'}<=names and not names.isdisjoint(('valid','val','validation'))
+    return False
 
 # %% ../../nbs/61_runs.config.ipynb #d8d89bbd
 def file_name(

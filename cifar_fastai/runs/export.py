@@ -167,19 +167,20 @@ def load_run(
     path, # folder of a run, or one written by `export_run`
     root=None, # folder or archive of a named data set, for the folder of a run; default: see `cifar_dls`
     weights:str='best', # of the 'best' epoch or the 'last'; ignored for an export
+    precision:str=None, # 'fp32', 'bf16' or 'fp16'; None: that of the run, and fp32 for an export
 )->Learner:
     "A `Learner` with the weights of a run"
     path = Path(path)
     if os.path.lexists(path/'config.yaml'):
         run = read_run(path)
         sd = RunFolder(path).weights(weights)
-        with no_random(): learn = RunPlan(run_config(run.config), root).learner()
+        with no_random(): learn = RunPlan(run_config(run.config).override(precision=precision), root).learner()
         _same_data(run, learn.dls)
         return _with_weights(learn, sd, path)
     facts = _export_facts(path)
     if not os.path.lexists(path/'model.safetensors'): raise UserError(f'{path}/model.safetensors is missing.')
-    return _with_weights(cifar_learner(facts['config']['model'], _no_images(facts)),
-        load_weights(path/'model.safetensors'), path)
+    learn = cifar_learner(facts['config']['model'], _no_images(facts), precision=ifnone(precision, 'fp32'))
+    return _with_weights(learn, load_weights(path/'model.safetensors'), path)
 
 # %% ../../nbs/75_runs.export.ipynb #15451335
 def _hub():

@@ -17,6 +17,7 @@ from ..core import *
 from ..serialize import *
 from ..data.sources import *
 from ..data.datasets import *
+from ..data.loaders import *
 from ..augment.pixels import *
 from ..learner import *
 from ..runs.export import *
@@ -79,14 +80,18 @@ def corrupt(
     return (f*255).round().clamp(0, 255).byte()
 
 # %% ../../nbs/76_studies.evaluate.ipynb #453c594c
-def _probs(learn, tta, change=noop, images=None):
-    "Probabilities and classes of the test images, or of `images`, a pair of tensors"
-    dl,model = learn.dls.loaders[-1],learn.model.eval()
-    x,y = (o.to(dl.device) for o in images or (dl.dataset.x,dl.dataset.y))
-    x = change(x)
-    with torch.no_grad():
-        logits = [tta_logits(model, dl.after_batch((o,))[0], tta).float() for o in x.split(512)]
-    return torch.cat(logits).softmax(1).cpu(),y.cpu()
+def _probs(learn, tta, x, y):
+    "Probabilities of images (n, c, h, w), on the CPU"
+    dl = learn.dls.loaders[-1]
+    with learn.no_bar(): return learn.tta_preds(dl.new(ImageTensors(x, y, dl.vocab)), tta)[0].softmax(1).cpu()
+
+def _accuracies(groups, tta, severities):
+    "Accuracy of each group of Learners, a mean over (images, classes); each Learner is run once"
+    learns,found = {id(o):o for ls in groups for o in ls},[]
+    for x,y in severities:
+        ps = {k:_probs(o, tta, x, y) for k,o in learns.items()}
+        found.append([float((sum(ps[id(o)] for o in ls).argmax(1)==y.cpu()).double().mean()) for ls in groups])
+    return [sum(o)/len(o) for o in zip(*found)]
 
 def measures(
     probs:Tensor, # (n, n_out)
@@ -95,7 +100,8 @@ def measures(
     "Accuracy, top-5, negative log likelihood and expected calibration error"
     top = probs.topk(min(5, probs.shape[1]), dim=1).indices
     nll = -probs.gather(1, y[:,None]).clamp(min=1e-12).log().mean()
-    return dict(accuracy=float((top[:,0]==y).double().mean()), top5=float((top==y[:,None]).any(1).double().mean()),
+    hits = probs.argmax(1)==y # of equal probabilities, `topk` may list another first
+    return dict(accuracy=float(hits.double().mean()), top5=float((top==y[:,None]).any(1).double().mean()),
         nll=float(nll), ece=calibration_error(probs, y))
 
 # %% ../../nbs/76_studies.evaluate.ipynb #0651fddc
@@ -145,6 +151,13 @@ def plot(self:Evaluation)->Figure:
     return fig
 
 # %% ../../nbs/76_studies.evaluate.ipynb #1f3591a5
+def _own_images(learns):
+    "The test images of the runs and their classes"
+    ds,*others = [o.dls.loaders[-1].dataset for o in learns]
+    if not all(torch.equal(ds.x, o.x) and torch.equal(ds.y, o.y) for o in others):
+        raise UserError('The runs have different test images: evaluate them separately.')
+    return ds.x,ds.y
+
 def _test_set(test, root):
     "Test images (n, 3, 32, 32), their classes and the names of the classes"
     if test in datasets: im = dataset_images(datasets[test], root, test_only=True)
@@ -169,29 +182,27 @@ def _corrupted_path(corrupted, root, learns):
 
 def _corrupted_accuracy(groups, tta, corrupted, root):
     "Per group of Learners, the accuracy under the corruptions of a set, and the mean corruption error"
-    learns = list({id(o):o for ls in groups for o in ls}.values())
-    res,path = [{} for _ in groups],_corrupted_path(corrupted, root, learns)
-    for name,xs,y in corrupted_images(path, len(learns[0].dls.vocab)):
-        hits = [[] for _ in groups]
-        for x in xs:
-            ps = {id(o):_probs(o, tta, images=(x.permute(0, 3, 1, 2), y))[0] for o in learns}
-            for h,ls in zip(hits, groups): h.append(float((sum(ps[id(o)] for o in ls).argmax(1)==y).double().mean()))
-        for r,h in zip(res, hits): r[name] = sum(h)/len(h)
+    n = len(groups[0][0].dls.vocab)
+    res,path = [{} for _ in groups],_corrupted_path(corrupted, root, [o for ls in groups for o in ls])
+    for name,xs,y in corrupted_images(path, n):
+        for r,a in zip(res, _accuracies(groups, tta, ((x.permute(0, 3, 1, 2), y) for x in xs))): r[name] = a
     return [dict(mCE=1-sum(r[k] for k in benchmark_corruptions)/len(benchmark_corruptions)) |
         {k:r[k] for k in benchmark_corruptions+extra_corruptions if k in r} for r in res]
 
 # %% ../../nbs/76_studies.evaluate.ipynb #cbb805ea
-def _robustness(learns, tta, images=None):
-    "Mean accuracy over severities by corruption, of the ensemble"
-    res = {}
-    for k in corruptions:
-        found = []
-        for s in range(1, 6):
-            ps,y = zip(*(_probs(o, tta, partial(corrupt, name=k, severity=s), images) for o in learns))
-            found.append(float((sum(ps).argmax(1)==y[0]).double().mean()))
-        res[k] = sum(found)/len(found)
-    return res
+def _robustness(groups, tta, x, y):
+    "Per group of Learners, the mean accuracy over severities by corruption"
+    def severities(k): return ((corrupt(x, name=k, severity=s), y) for s in range(1, 6))
+    found = [_accuracies(groups, tta, severities(k)) for k in corruptions]
+    return [dict(zip(corruptions, o)) for o in zip(*found)]
 
+def _precision_words(runs, precision):
+    "A sentence on the precision of the evaluation"
+    trained = ', '.join(sorted({r.config['precision'] for r in runs}))
+    other = '' if precision in (None, trained) else f' (training: {trained})'
+    return f'Precision: {precision or trained}{other}.'
+
+# %% ../../nbs/76_studies.evaluate.ipynb #80b93554
 def evaluate(
     runs, # folders of runs, or one; several are also evaluated as an ensemble
     tta:str='none', # test-time augmentation: 'none', 'flip' or 'shift'
@@ -200,27 +211,27 @@ def evaluate(
     root=None, # folder or archive of a named data set
     test=None, # other test images: a data set such as 'cifar10.1' or 'cifair10', or a folder or archive
     corrupted=None, # accuracy under the corruptions of 'cifar10c', 'cifar100c', or a folder or archive of their files
+    precision:str=None, # 'fp32', 'bf16' or 'fp16'; None: of each run, as in its validation
 )->Evaluation:
     "Evaluate runs on their test images, or on those of another data set"
     folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not folders: raise UserError('There is no run to evaluate: give the folder of one.')
-    images,where = None,''
-    if test is not None:
+    learns,where = [load_run(o, root, weights, precision) for o in folders],''
+    if test is None: images = _own_images(learns)
+    else:
         *images,vocab = _test_set(test, root)
+        _check_classes(vocab, learns, str(test))
         where = f' Test images: {show_path(test)}, {len(images[1]):,}.'
-    learns,found = [load_run(o, root, weights) for o in folders],[]
-    if images: _check_classes(vocab, learns, str(test))
-    ps,ys = zip(*(_probs(o, tta, images=images) for o in learns))
-    if any(len(y)!=len(ys[0]) or not torch.equal(y, ys[0]) for y in ys):
-        raise UserError('The runs have different test images: evaluate them separately.')
+    ps,y = [_probs(o, tta, *images) for o in learns],images[1].cpu()
     groups = [(str(f), [l], p) for f,l,p in zip(folders, learns, ps)]
     if len(folders)>1: groups.append((f'ensemble of {len(folders)}', learns, sum(ps)/len(ps)))
-    more = [{}]*len(groups) if corrupted is None else _corrupted_accuracy([o[1] for o in groups], tta, corrupted, root)
-    for (name,ls,p),m in zip(groups, more):
-        found.append(dict(run=name) | measures(p, ys[0]) | (_robustness(ls, tta, images) if robustness else {}) | m)
-    view = '' if tta=='none' else f' Test-time augmentation: {tta}.'
-    caption = f'{run_caption([read_run(o) for o in folders])} Weights of the {weights} epoch.{view}{where}'
-    return Evaluation(found, groups[-1][2], ys[0], list(map(str, learns[0].dls.vocab)), caption)
+    names,members,probs = zip(*groups)
+    rows = [dict(run=name) | measures(p, y) for name,p in zip(names, probs)]
+    if robustness: rows = [a | b for a,b in zip(rows, _robustness(members, tta, *images))]
+    if corrupted is not None: rows = [a | b for a,b in zip(rows, _corrupted_accuracy(members, tta, corrupted, root))]
+    view,found = '' if tta=='none' else f' Test-time augmentation: {tta}.',[read_run(o) for o in folders]
+    caption = f'{run_caption(found)} Weights of the {weights} epoch. {_precision_words(found, precision)}{view}{where}'
+    return Evaluation(rows, probs[-1], y, list(map(str, learns[0].dls.vocab)), caption)
 
 # %% ../../nbs/76_studies.evaluate.ipynb #0dfc1478
 @patch

@@ -31,9 +31,12 @@ from .experiments import *
 
 # %% ../../nbs/74_studies.report.ipynb #d4e39134
 @cache
-def _rows():
-    "Id -> experiment, with the variants of those that are sweeps"
-    return {v.id:v for e in [*experiments(), *experiments('speedrun/*')] for v in [e, *variants(e)]}
+def _sweeps():
+    "Id -> the experiment and its variants, if it is a sweep"
+    return {e.id:{v.id:v for v in [e, *variants(e)]} for e in [*experiments(), *experiments('speedrun/*')]}
+
+@cache
+def _rows(): return {k:v for o in _sweeps().values() for k,v in o.items()}
 
 # %% ../../nbs/74_studies.report.ipynb #ebbd56b4
 def read_run(folder)->Run:
@@ -165,8 +168,10 @@ class Section:
 def _mean(xs): return float(np.mean(xs)) if len(xs) else math.nan
 
 def _accuracies(runs):
-    "Seed -> accuracy in percent, after the last epoch and at the best epoch"
-    return dict(last={r.seed:100*r.accuracy for r in runs}, best={r.seed:100*r.best_accuracy for r in runs})
+    "Seed -> accuracy in percent, after the last epoch, at the best epoch, and after the last with the run's views"
+    tests = {r.seed:RunFolder(r.folder).test() for r in runs if r.config['tta']!='none'}
+    return dict(last={r.seed:100*r.accuracy for r in runs}, best={r.seed:100*r.best_accuracy for r in runs},
+        views={k:100*t.accuracy for k,t in tests.items() if t})
 
 def _spread(runs):
     acc = {k:[*v.values()] for k,v in _accuracies(runs).items()}
@@ -277,6 +282,7 @@ def columns(self:Section):
             res[f"{'full row, ' if self.kind.changes else ''}published {name}"] = [_figure(v, 'g') for v in vs]
     res |= {'last epoch, %':[_mean_sd(l, 'last') for l in ls], 'best epoch, %':[_mean_sd(l, 'best') for l in ls],
         'n':[str(l['n']) for l in ls]}
+    if any(l['tta']!='none' for l in ls): res['last epoch with its views, %'] = [_mean_sd(l, 'views') for l in ls]
     if bases := {l['baseline'] for l in ls} - {None}:
         res |= dict(difference=[_difference(l, bases) for l in ls],
             **{'p, Holm':[p_text(l['adjusted']) for l in ls]}, verdict=[l['verdict'] for l in ls])
@@ -289,7 +295,7 @@ def columns(self:Section):
 def shows(self:Section):
     "Caption of the plot"
     return 'Accuracy after the last epoch: one dot per seed, a line for the mean with its 95% interval' + ('.'
-        if self.kind.changes else ', a cross for the published best epoch.')
+        if self.kind.changes else ', a cross for the published figure.')
 
 @patch
 def plot(self:Section, ax):
@@ -319,10 +325,11 @@ def plot_curves(self:Section,
     by = 100 if 'accuracy' in column else 1
     for i,(id,runs) in enumerate(self.runs.items()):
         ys,c = by*np.array([[l[column] for l in r.log] for r in runs]),f'C{i%10}'
-        xs = range(1, ys.shape[1]+1)
-        if len(ys)>1: ax.plot(xs, ys.T, c=c, lw=0.5, alpha=0.4)
-        ax.plot(xs, ys.mean(0), c=c, lw=1.5, ls=('-', '--', ':', '-.')[i//10%4],
-            label=id.removeprefix(f'{self.table}/'))
+        xs = np.flatnonzero(~np.isnan(ys).all(0)) # epochs with a validation
+        kw,ys = dict(c=c, marker='.' if len(xs)==1 else ''),ys[:,xs]
+        if len(ys)>1: ax.plot(xs+1, ys.T, lw=0.5, alpha=0.4, **kw)
+        ax.plot(xs+1, ys.mean(0), lw=1.5, ls=('-', '--', ':', '-.')[i//10%4], label=id.removeprefix(f'{self.table}/'),
+            **kw)
     ax.set(xlabel='epoch', ylabel=_curves.get(column, column))
     if len(self.runs)<=12: ax.legend(fontsize='small', frameon=False)
     return ax
@@ -330,12 +337,21 @@ def plot_curves(self:Section,
 # %% ../../nbs/74_studies.report.ipynb #0be590e8
 _changed = ('These runs are not the published rows. The published figures belong to the full rows and are shown for '
     'reference only.')
-_notes = ('Accuracies are means over the seeds, in percent, ± the standard deviation '
-    'between seeds. A published figure is '
-    'the best test epoch of one run: it compares with the best epoch here, which is optimistic in the same way.',
-    'Differences are in percentage points, after the last epoch, from the baseline row of the table, paired by seed, '
-    "with 95% intervals that are not adjusted. The verdict is the paired t-test at 5%, adjusted by Holm's method for "
-    'the rows of one baseline; it holds if the number of seeds was fixed before any result was looked at.')
+_means = 'Accuracies are means over the seeds, in percent, ± the standard deviation between seeds.'
+_best = ('A published figure is the best test epoch of one run: it compares with the best epoch here, which is '
+    'optimistic in the same way.')
+_views = ('The published figure of a fast recipe is a mean after the last epoch, averaged over views of each image '
+    '(test-time augmentation): it compares with the last epoch with its views.')
+_verdicts = ('Differences are in percentage points, after the last epoch, from the baseline row of the table, '
+    'paired by seed, with 95% intervals that are not adjusted. The verdict is the paired t-test at 5%, adjusted by '
+    "Holm's method for the rows of one baseline; it holds if the number of seeds was fixed before any result was "
+    'looked at.')
+
+def _looking(n):
+    "What looking early does to a verdict over `n` pairs"
+    if n<4: return ''
+    return (' Looking after every seed from the third on, and stopping at the first p below 5%, would find an effect '
+        f'where there is none in {false_positive_rate(range(3, n+1)):.0%} of comparisons over {n} seeds (simulated).')
 
 # %% ../../nbs/74_studies.report.ipynb #08e68520
 @dataclass(frozen=True, repr=False)
@@ -380,7 +396,9 @@ def _blocks(self:Report):
         if codes>1: yield 'p',f'The runs were made by {codes} versions of the code, pooled as requested.'
         yield 'table',s
         yield 'figures',s
-    yield from (('p', o) for o in _notes)
+    about = [_means, *[_best]*any(t!='speedrun' for t in self.tables), *[_views]*('speedrun' in self.tables)]
+    yield 'p',' '.join(about)
+    if pairs := [o.n for s in self.sections for o in s.arms.values()]: yield 'p',_verdicts+_looking(max(pairs))
     if self.not_run: yield from (('h2', 'Without a finished run'), ('p', _words(self.not_run)))
     for name,what in dict(unfinished='Unfinished, not counted', left_out='Left out').items():
         if found := getattr(self, name): yield from (('h2', what), ('list', [f'{k}: {v}' for k,v in found.items()]))
@@ -509,9 +527,9 @@ def _chosen(rows):
     "The experiments selected by `rows`"
     res = {}
     for o in re.split(r'[\s,]+', rows) if isinstance(rows, str) else rows:
-        found = {v.id:v for e in experiments() for v in [e, *variants(e)] if e.table==o or fnmatch(e.id, o)
-            or fnmatch(v.id, o)}
-        if not found: raise unknown('row or table', o, [*dict.fromkeys(e.table for e in experiments()), *_rows()])
+        found = {k:v for id,vs in _sweeps().items() for k,v in vs.items()
+            if v.table==o or fnmatch(id, o) or fnmatch(k, o)}
+        if not found: raise unknown('row or table', o, [*dict.fromkeys(e.table for e in _rows().values()), *_rows()])
         res |= found
     return list(res.values())
 

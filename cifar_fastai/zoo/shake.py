@@ -159,7 +159,7 @@ class BranchTrick(Trick):
         blocks = [m for m in self.model.modules() if isinstance(m, Residual)] if self.p else []
         with ExitStack() as stack:
             for m,p in zip(blocks, linear_decay(self.p, len(blocks))):
-                h = m.branch.register_forward_hook(lambda m, x, y, p=p: self._disturb(y, p))
+                h = m.branch.register_forward_hook(lambda m, x, y, p=p: self._disturb(y, p) if m.training else y)
                 stack.callback(h.remove)
             yield
 
