@@ -13,7 +13,8 @@ from cifar_fastai.runs.train import train
 from cifar_fastai.studies.evaluate import corruptions, evaluate
 from cifar_fastai.studies.report import read_run
 from cifar_fastai.studies.stats import bootstrap_difference, detectable, holm, mcnemar, outperforms, paired_p
-from cifar_fastai.studies.study import create_arm, create_arms, load_study, open_study, pack_study, read_study, run_study, study, study_plan, study_result
+from cifar_fastai.studies.study import (Study, create_arm, create_arms, load_study, open_study, pack_study, read_study,
+    run_study, study, study_plan, study_result, train_jobs)
 
 base = RunConfig(model='lenet', dataset='digits', fraction=0.1, bs=32, epochs=2, valid_every=2, threads=1, lr=0.05,
     schedule='onecycle')
@@ -661,6 +662,20 @@ def test_weights_are_removed(outcome):
     before = {o:o.stat().st_mtime_ns for o in Path('studies/s/runs').rglob('*') if o.is_file()}
     again = small('MixUp()', name='s', outcome=outcome)
     assert before=={o:o.stat().st_mtime_ns for o in Path('studies/s/runs').rglob('*') if o.is_file()} and again.arms==res.arms
+
+@pytest.mark.parametrize('outcome', ['accuracy', 'ece'])
+def test_finished_by_another_process(outcome, monkeypatch):
+    'A run that another process finishes, and whose weights it removes, after this one has looked is neither trained nor a failure'
+    study = small('MixUp()', name='s', outcome=outcome, seeds=1).study
+    before = {o:o.stat().st_mtime_ns for o in Path('studies/s/runs').rglob('*') if o.is_file()}
+    looked,is_done = set(),Study.is_done
+    def late(self, arm, seed):
+        first = arm.name not in looked
+        looked.add(arm.name)
+        return not first and is_done(self, arm, seed)
+    monkeypatch.setattr(Study, 'is_done', late)
+    assert train_jobs(study)=={} and looked=={'baseline', 'MixUp()'}
+    assert before=={o:o.stat().st_mtime_ns for o in Path('studies/s/runs').rglob('*') if o.is_file()}
 
 def test_weights_are_kept(capsys):
     'If asked for, and those of teachers; what a killed process left is removed by the next one'

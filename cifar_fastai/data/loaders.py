@@ -12,7 +12,7 @@ __all__ = ['ImageTensors', 'crop_flip', 'CropFlip', 'NormalizeImages', 'channel_
 import os, warnings
 from contextlib import contextmanager, suppress
 from fastai.vision.all import *
-from .. import loop # it seeds the loaders of a fit
+from ..loop import * # seeds the loaders of a fit
 from ..core import *
 from .sources import *
 from .datasets import *

@@ -316,7 +316,9 @@ def is_finished(self:RunFolder,
     self._check_same(cfg)
     at = self.progress()
     if at is None:
-        if len(rows := self.log())>1:
+        rows = self.log()
+        if len(rows)==cfg['epochs'] and self.has('test.safetensors'): return True # its weights were removed
+        if len(rows)>1:
             raise UserError(f'{self.path} has {len(rows)} epochs in log.csv but no last.safetensors to resume '
                 'from: choose another --name.')
         return False

@@ -242,7 +242,7 @@ def estimate(
 )->list: # per job, seconds, or an error message if it cannot run
     "Estimate the time of each job; 0 for finished ones"
     from cifar_fastai.data.datasets import datasets
-    from cifar_fastai.runs.train import RunPlan, check_memory, run_device, has_second_pass
+    from cifar_fastai.runs.train import RunPlan, check_memory, count_passes, run_device
     device,sizes,times = run_device(gpu),{k:o.n_train for k,o in datasets.items() if o.n_train},{}
     def seconds(j):
         c = j.config
@@ -253,7 +253,7 @@ def estimate(
         except UserError as e: return str(e)
         if c.dataset not in sizes: sizes[c.dataset] = count_images(c.dataset, root)
         if c.model not in times: times[c.model] = image_seconds(c.model, device)
-        return 1.1*times[c.model]*sizes[c.dataset]*c.fraction*c.epochs*(2 if has_second_pass(c) else 1)
+        return 1.1*times[c.model]*sizes[c.dataset]*c.fraction*c.epochs*count_passes(c)
     return [seconds(j) for j in jobs]
 
 # %% ../../nbs/71_studies.experiments.ipynb #9a946df7

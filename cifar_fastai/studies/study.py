@@ -412,8 +412,9 @@ def train_jobs(
             except RunLocked: continue
             except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
             except KeyboardInterrupt: raise StudyInterrupted(study, 130) from None # between batches of two runs
-            except UserError as e: failed[arm.name, seed] = str(e)
-            except Exception as e: failed[arm.name, seed] = f'{type(e).__name__}: {e}'
+            except Exception as e:
+                if study.is_done(arm, seed): continue # another process has finished it meanwhile
+                failed[arm.name, seed] = str(e) if isinstance(e, UserError) else f'{type(e).__name__}: {e}'
             gc.collect() # the tensors of a Learner are in reference cycles
     finally: gc.unfreeze()
     return failed
@@ -677,6 +678,12 @@ def _sentence(r, n_arms, unit, digits):
     if r.verdict!='cannot be told': return res+'.'
     return f'{res}; an effect of {r.detectable:.{digits}f} {unit} would have been found with 80% probability.'
 
+def _looks_note(study):
+    n,m = len(study.declared['seeds']),len(study.seeds)
+    if n<3: return ''
+    return (f' Testing at {n} and again at {m} seeds finds an effect where there is none in '
+        f'{false_positive_rate([n, m]):.0%} of comparisons, not 5% (simulated).')
+
 @patch
 def notes(self:StudyResult)->list: # of sentences
     "Sentences on verdicts, additions, combinations and data"
@@ -685,7 +692,7 @@ def notes(self:StudyResult)->list: # of sentences
         found = '; '.join(f'{o.name} {difference_text(o.difference, self.digits)}' for o in self.more_seeds)
         declared = _span(self.study.declared['seeds'])
         res.append(f'The verdicts were declared for seeds {declared}; seeds were added later. '
-            f'Over all {len(self.study.seeds)} seeds, without a verdict: {found}.')
+            f'Over all {len(self.study.seeds)} seeds, without a verdict: {found}.{_looks_note(self.study)}')
     res += [_sentence(o, len(self.equal_time), self.outcome.unit, self.digits) for o in self.equal_time]
     if self.added:
         found = '; '.join(f'{o.name} {difference_text(o.difference, self.digits)}, {o.verdict}' for o in self.added)
