@@ -76,7 +76,7 @@ def test_tricks(capsys):
     assert 'SAM(rho=0.05, same_rng=True, sync=False, every=1, only=None)' in capsys.readouterr().out
     cifar_tricks(argv=['*Mix*'])
     names = [o.split('(')[0] for o in capsys.readouterr().out.splitlines()[1:-1]]
-    assert names==['CutMix', 'ManifoldMixUp', 'MixUp', 'ResizeMix']
+    assert names==['AugMix', 'CutMix', 'ManifoldMixUp', 'MixUp', 'ResizeMix']
     assert "did you mean 'MixUp'" in refused(capsys, cifar_tricks, ['MixPu'])
     code,out,_ = ended("import sys\nfrom cifar_fastai.cli import "
         "cifar_tricks\ncifar_tricks(argv=[])\nassert 'torch' not in sys.modules")
