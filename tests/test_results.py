@@ -341,7 +341,7 @@ def test_caption(tmp_path):
 
 def test_csv_holds_everything(tmp_path):
     rep = report_runs(sweep(tmp_path/'exps'), '3.9')
-    save_report(rep, tmp_path/'out')
+    rep.save(tmp_path/'out')
     rows = list(csv.DictReader(open(tmp_path/'out'/'report.csv', newline='')))
     assert [r['row'] for r in rows]==[base,cutout,mixup,both]
     d = line(rep, cutout)['difference']
@@ -391,27 +391,27 @@ def test_same_report_twice(tmp_path):
     assert a.html()==b.html() and a.markdown()==b.markdown()
 
 def test_save_report(tmp_path):
-    paths = save_report(report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'), tmp_path/'out')
-    assert [o.name for o in paths]==['report.md','report.csv','report.png',
-        'report.html'] and sorted(paths)==sorted((tmp_path/'out').iterdir())
+    paths = report_runs(sweep(tmp_path/'exps', epochs=8), '3.9').save(tmp_path/'out')
+    assert [o.name for o in paths]==['report.md','report.html','report.png',
+        'report.csv'] and sorted(paths)==sorted((tmp_path/'out').iterdir())
     assert (tmp_path/'out'/'report.png').read_bytes()[:4]==b'\x89PNG' and '](report.png)' in paths[0].read_text()
 
 @pytest.mark.parametrize('fails', ['write', 'flush'])
 def test_saved_whole_or_not_at_all(tmp_path, full_disk, fails):
     "A disk that is full at any of the four files leaves what was there, and nothing else"
     rep,out = report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'),tmp_path/'out'
-    save_report(rep, out)
+    rep.save(out)
     before = {o.name:o.read_bytes() for o in out.iterdir()}
     for n in range(1, 5):
         full_disk(n, fails)
         with pytest.raises(UserError, match='could not be written.*No space left'):
-            save_report(replace(rep, not_run=['x']), out)
+            replace(rep, not_run=['x']).save(out)
         assert {o.name:o.read_bytes() for o in out.iterdir()}==before
 
 def test_folder_that_is_a_file(tmp_path):
     (tmp_path/'f').write_text('x')
     with pytest.raises(UserError, match='is not a folder'):
-        save_report(report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'), tmp_path/'f')
+        report_runs(sweep(tmp_path/'exps', epochs=8), '3.9').save(tmp_path/'f')
 
 # -- two runs
 

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.effects.html.md"""
 
 # %% auto #0
 __all__ = ['outcomes', 'Outcome', 'ArmResult', 'run_seconds', 'compare_arms', 'p_text', 'difference_text', 'mean_text',
-           'text_table', 'run_labels', 'plot_effects']
+           'text_table', 'run_labels', 'format_table', 'plot_effects']
 
 # %% ../../nbs/72_studies.effects.ipynb #322c628e
 import math, re, textwrap
@@ -155,6 +155,17 @@ def run_labels(folders)->list: # folders: of runs
         names = ['/'.join(o[-n:]) for o in parts]
         if len({*names})==len({*parts}): break
     return names
+
+# %% ../../nbs/72_studies.effects.ipynb #1eff51b0
+def format_table(
+    columns:dict, # heading -> cells, text
+    fmt:str='plain', # of `tabulate`; plain: for a terminal
+    text=str, # escapes a heading or cell
+)->str:
+    "A table as text, Markdown (`fmt='pipe'`) or HTML (`fmt='html'`)"
+    if fmt=='plain': return text_table(columns)
+    cells = {text(k):[*map(text, v)] for k,v in columns.items()}
+    return tabulate(cells, 'keys', fmt, disable_numparse=True, colalign=[*map(_alignment, columns.values())])
 
 # %% ../../nbs/72_studies.effects.ipynb #97cf15b6
 def plot_effects(
