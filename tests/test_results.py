@@ -209,8 +209,8 @@ def test_columns(tmp_path):
     assert cols['published top-1, %']==['96.42','96.49','96.17','95.82']
     assert cols['last epoch, %']==['92.00 ± 1.00','93.50 ± 1.32','91.33 ± 1.53','94.00'] and cols['n']==['3',
         '3','3','1']
-    assert cols['difference'][0]=='baseline' and cols['difference'][1].startswith('+1.50 [')
-    assert cols['difference'][3]=='+3.00' and cols['p, Holm'][::3]==['', ''] and cols['verdict'][1]=='cannot be told'
+    assert cols['difference (unadjusted)'][0]=='baseline' and cols['difference (unadjusted)'][1].startswith('+1.50 [')
+    assert cols['difference (unadjusted)'][3]=='+3.00' and cols['p, Holm'][::3]==['', ''] and cols['verdict'][1]=='cannot be told'
     assert cols['time, min']==['1.0']*4 and cols['weight, MiB']==['1.00']*4
 
 def test_rows_of_a_report(tmp_path):
@@ -304,10 +304,10 @@ def test_the_same_run_twice_counts_once(tmp_path):
 def test_without_baseline(tmp_path):
     "A baseline that was not run, one that shares no seed, and a table that has none"
     write_run(tmp_path/'a', cutout, 1)
-    assert report_runs(tmp_path/'a').sections[0].columns['difference']==['baseline not run']
+    assert report_runs(tmp_path/'a').sections[0].columns['difference (unadjusted)']==['baseline not run']
     for s in (2,3): write_run(tmp_path/'a', base, s)
     cols = report_runs(tmp_path/'a').sections[0].columns
-    assert cols['difference'][1]=='no seed in common' and cols['verdict'][1].startswith('no verdict')
+    assert cols['difference (unadjusted)'][1]=='no seed in common' and cols['verdict'][1].startswith('no verdict')
     write_run(tmp_path/'b', '3.3/lenet', 1)
     cols = report_runs(tmp_path/'b').sections[0].columns
     assert not [k for k in cols if 'difference' in k] and cols['published error, %']==['29.24']
@@ -316,7 +316,7 @@ def test_a_baseline_of_another_kind_is_none(tmp_path):
     write_run(tmp_path, cutout, 1, epochs=8)
     write_run(tmp_path, base, 1)
     rep = report_runs(tmp_path, '3.9')
-    assert rep.sections[1].columns['difference']==['baseline not run']
+    assert rep.sections[1].columns['difference (unadjusted)']==['baseline not run']
 
 def test_runs_of_no_row(tmp_path):
     sweep(tmp_path)
@@ -455,7 +455,7 @@ def test_baseline_of_another_table(tmp_path):
         write_run(tmp_path, plain, s, (.5,.8+s/50))
     s, = report_runs(tmp_path, '3.6').sections
     assert s.columns['row']==[plain,
-        cosine.split('/')[1]] and s.columns['difference'][1].startswith('+8.50 [')
+        cosine.split('/')[1]] and s.columns['difference (unadjusted)'][1].startswith('+8.50 [')
 
 def test_a_sweep(tmp_path):
     "Each variant of a row that is a sweep is a row of a report"
@@ -468,7 +468,7 @@ def test_a_sweep(tmp_path):
 def test_fewer_pairs_than_runs_are_said(tmp_path):
     for s in (1,2,3): write_run(tmp_path, base, s, (.5,.9+s/100))
     for s in (2,3,4): write_run(tmp_path, cutout, s, (.5,.8+s*s/100))
-    assert report_runs(tmp_path).sections[0].columns['difference'][1].endswith('], 2 pairs')
+    assert report_runs(tmp_path).sections[0].columns['difference (unadjusted)'][1].endswith('], 2 pairs')
 
 def test_a_setting_younger_than_the_run(tmp_path):
     "A run of before there was a setting is read, with the setting's default"

@@ -6,11 +6,12 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.effects.html.md"""
 
 # %% auto #0
 __all__ = ['outcomes', 'Outcome', 'ArmResult', 'run_seconds', 'compare_arms', 'p_text', 'difference_text', 'mean_text',
-           'text_table', 'run_labels', 'format_table', 'plot_effects']
+           'effect_columns', 'flat', 'text_table', 'run_labels', 'format_table', 'plot_effects', 'effects_figure']
 
 # %% ../../nbs/72_studies.effects.ipynb #322c628e
 import math, re, textwrap
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -129,6 +130,26 @@ def mean_text(
     if math.isnan(mean): return '–'
     return f'{mean:.{digits}f}' + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
 
+# %% ../../nbs/72_studies.effects.ipynb #e1774c08
+def effect_columns(
+    arms:list, # of `ArmResult`, or of text in place of the difference
+    digits:int=1, # decimals of the outcome
+)->dict: # heading -> cells
+    "Difference, p-value, verdict and detectable effect of arms, as columns of a table"
+    def cells(f, text=lambda r: ''): return [text(r) if isinstance(r, str) else f(r) for r in arms]
+    def found(r): return f'{r.detectable:.{digits}f}' if r.verdict=='cannot be told' else ''
+    def difference(r): return difference_text(r.difference, digits) if r.n else 'no seed in common'
+    return {'difference (unadjusted)':cells(difference, str),
+        'p, Holm':cells(lambda r: p_text(r.adjusted)), 'verdict':cells(lambda r: r.verdict), 'detectable':cells(found)}
+
+def flat(
+    statistics:dict, # name -> value
+)->dict:
+    "Statistics with the value, bounds and number of each `Interval`"
+    def parts(k, v):
+        return {k:v.value, f'{k}_lo':v.lo, f'{k}_hi':v.hi, f'{k}_n':v.n} if isinstance(v, Interval) else {k:v}
+    return {a:b for k,v in statistics.items() for a,b in parts(k, v).items()}
+
 # %% ../../nbs/72_studies.effects.ipynb #2bde50d9
 def _alignment(cells): return 'right' if all(re.match(r'[-+<]?\d|[–✓]?$', o) for o in cells) else 'left'
 
@@ -171,7 +192,7 @@ def format_table(
 def plot_effects(
     arms:list, # of `ArmResult`
     ax, # matplotlib axes
-    xlabel:str='difference from the baseline', # label of the axis
+    outcome:Outcome=outcomes['accuracy'], # what is compared
 ):
     "Forest plot of differences with their 95% intervals"
     colours = dict(helps='tab:green', hurts='tab:red')
@@ -181,6 +202,17 @@ def plot_effects(
         ax.plot(d.value, i, 'o', c=c, ms=6)
         ax.annotate(r.verdict, (1.02, i), xycoords=('axes fraction', 'data'), va='center', fontsize=8, color=c)
     ax.axvline(0, c='k', lw=0.8)
-    ax.set(yticks=range(len(arms)), yticklabels=[r.name for r in arms], ylim=(len(arms)-0.5, -0.5), xlabel=xlabel)
+    ax.set(yticks=range(len(arms)), yticklabels=[r.name for r in arms], ylim=(len(arms)-0.5, -0.5),
+        xlabel=f'difference in {outcome.label} from the baseline, {outcome.unit} (95% interval)')
     ax.grid(axis='x', alpha=0.3)
     return ax
+
+# %% ../../nbs/72_studies.effects.ipynb #c19182ba
+def effects_figure(
+    arms:list, # of `ArmResult`
+    about:str, # the rest of the caption
+    outcome:Outcome=outcomes['accuracy'], # what is compared
+)->tuple: # ('figure', caption, draw, height)
+    "The forest plot as a block of a page"
+    caption = f'Differences in {outcome.label} from the baseline, with 95% intervals. {about}'
+    return 'figure',caption,partial(plot_effects, arms, outcome=outcome),0.9+0.4*len(arms)

@@ -325,11 +325,6 @@ def _cost(runs):
 # %% ../../nbs/74_studies.report.ipynb #6afaa744
 _effects = 'difference', 'sd_difference', 'p', 'adjusted', 'verdict', 'detectable', 'better', 'images', 'mcnemar'
 
-def _effect(arm):
-    "The comparison with the baseline as items of a line"
-    if arm is None: return dict.fromkeys(('pairs', *_effects), math.nan) | dict(verdict='')
-    return dict(pairs=arm.n) | {k:getattr(arm, k) for k in _effects}
-
 def _line(
     section, # `Section`
     id, # of a row
@@ -344,15 +339,10 @@ def _line(
     published = {f'published_{k}':math.nan if v is None else v for k,v in e.published.items()}
     settings = {k:v for k,v in runs[0].config.items() if k not in ('row', 'seed', 'dataset')}
     n = dict(n=len(runs), seeds=_words(r.seed for r in runs), baseline=e.baseline)
-    return about | settings | published | n | _spread(runs) | _effect(arm) | _cost(runs)
+    effect = dict(pairs=getattr(arm, 'n', math.nan)) | {k:getattr(arm, k, math.nan) for k in _effects}
+    return about | settings | published | n | _spread(runs) | effect | _cost(runs)
 
 # %% ../../nbs/74_studies.report.ipynb #44c4e628
-def _flat(line):
-    "Expand each `Interval` into four values"
-    def parts(k, v):
-        return {k:v.value, f'{k}_lo':v.lo, f'{k}_hi':v.hi, f'{k}_n':v.n} if isinstance(v, Interval) else {k:v}
-    return {a:b for k,v in line.items() for a,b in parts(k, v).items()}
-
 @patch(as_prop=True)
 def lines(self:Section):
     "One dict per row: settings, published and measured values"
@@ -361,7 +351,7 @@ def lines(self:Section):
 @patch(as_prop=True)
 def frame(self:Section):
     "The lines as a `DataFrame`"
-    return pd.DataFrame(map(_flat, self.lines))
+    return pd.DataFrame(map(flat, self.lines))
 
 # %% ../../nbs/74_studies.report.ipynb #395b3349
 _published = dict(top1='top-1, %', error='error, %', paper_error="paper's error, %", loss='loss',
@@ -386,10 +376,13 @@ def _settings(table, lines):
     return res | {t.replace('_', ' '):['✓' if t in l['row_tricks'].split('+') else '' for l in lines] for t in tricks}
 
 # %% ../../nbs/74_studies.report.ipynb #8f9831e7
-def _difference(l, bases):
-    if l['baseline'] is None: return 'baseline' if l['row'] in bases else '–'
-    if not l['pairs']>0: return 'no seed in common' if l['pairs']==0 else 'baseline not run'
-    return difference_text(l['difference'], 2) + (f", {l['pairs']} pairs" if l['pairs']<l['n'] else '')
+def _differences(section, lines):
+    "The columns of the comparison with the baseline; none if no row has one"
+    bases = {l['baseline'] for l in lines} - {None}
+    def why(l): return 'baseline not run' if l['baseline'] else 'baseline' if l['row'] in bases else '–'
+    name,*_ = res = effect_columns([section.arms.get(l['row']) or why(l) for l in lines], 2)
+    fewer = [f", {l['pairs']} pairs" if 0<l['pairs']<l['n'] else '' for l in lines]
+    return res | {name:[a+b for a,b in zip(res[name], fewer)]} if bases else {}
 
 @patch(as_prop=True)
 def columns(self:Section):
@@ -403,9 +396,7 @@ def columns(self:Section):
     res |= {'last epoch, %':[_mean_sd(l, 'last') for l in ls], 'best epoch, %':[_mean_sd(l, 'best') for l in ls],
         'n':[str(l['n']) for l in ls]}
     if any(l['tta']!='none' for l in ls): res['last epoch with its views, %'] = [_mean_sd(l, 'views') for l in ls]
-    if bases := {l['baseline'] for l in ls} - {None}:
-        res |= dict(difference=[_difference(l, bases) for l in ls],
-            **{'p, Holm':[p_text(l['adjusted']) for l in ls]}, verdict=[l['verdict'] for l in ls])
+    res |= _differences(self, ls)
     for k,(name,*fmt) in _costs.items():
         if not all(math.isnan(l[k]) for l in ls): res[name] = [_figure(l[k], *fmt) for l in ls]
     return res
@@ -465,7 +456,7 @@ _views = ('The published figure of a fast recipe is a mean after the last epoch,
 _verdicts = ('Differences are in percentage points, after the last epoch, from the baseline row of the table, '
     'paired by seed, with 95% intervals that are not adjusted. The verdict is the paired t-test at 5%, adjusted by '
     "Holm's method for the rows of one baseline; it holds if the number of seeds was fixed before any result was "
-    'looked at.')
+    'looked at. Detectable is the effect that so many pairs find with 80% probability.')
 
 def _looking(n):
     "What looking early does to a verdict over `n` pairs"
@@ -514,9 +505,7 @@ def blocks(self:Section):
     yield 'figure',f'{self.shows} {about}',self.plot,0.8+0.28*len(self.runs)
     for k,name in _curves.items():
         yield 'figure',f'{name.capitalize()}, over the epochs. {about}',partial(self.plot_curves, column=k),3.2
-    if self.arms:
-        draw = partial(plot_effects, [*self.arms.values()])
-        yield 'figure',f'Differences from the baseline, with 95% intervals. {about}',draw,0.9+0.4*len(self.arms)
+    if self.arms: yield effects_figure([*self.arms.values()], about)
 
 # %% ../../nbs/74_studies.report.ipynb #60ae00d9
 @patch

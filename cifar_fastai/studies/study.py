@@ -632,15 +632,10 @@ def _equal_arms(study):
 
 # %% ../../nbs/77_studies.study.ipynb #2bb476e8
 @patch
-def _columns(self:StudyResult, arms, *first):
-    "The table of `arms`; `first` are other rows"
-    digits = self.digits
-    def row(r):
-        found = f'{r.detectable:.{digits}f}' if r.verdict=='cannot be told' else ''
-        figures = mean_text(r.mean.value, r.sd, digits),difference_text(r.difference, digits),p_text(r.adjusted)
-        return r.name,*figures,r.verdict,found,f'{r.time:.2f}'
-    names = 'arm',self.outcome.label,'difference (unadjusted)','p, Holm','verdict','detectable','time'
-    return dict(zip(names, map(list, zip(*first, *map(row, arms)))))
+def _columns(self:StudyResult, arms):
+    return {'arm':[o.name for o in arms],
+        self.outcome.label:[mean_text(o.mean.value, o.sd, self.digits) for o in arms],
+        **effect_columns(arms, self.digits), 'time':[f'{o.time:.2f}' for o in arms]}
 
 @patch(as_prop=True)
 def columns(self:StudyResult):
@@ -648,7 +643,8 @@ def columns(self:StudyResult):
     xs = [r['value'] for s,r in self.runs['baseline'].items() if s in self.study.declared['seeds']]
     sd = np.std(xs, ddof=1) if len(xs)>1 else math.nan
     mean = mean_text(np.mean(xs) if xs else math.nan, sd, self.digits)
-    return self._columns(self.arms, ('baseline', mean, '', '', '', '', '1.00'))
+    base = 'baseline',mean,'','','','','1.00'
+    return {k:[o, *v] for o,(k,v) in zip(base, self._columns(self.arms).items())}
 
 # %% ../../nbs/77_studies.study.ipynb #12018b27
 def _sentence(r, n_arms, unit, digits):
@@ -727,11 +723,7 @@ def values(self:StudyResult,
 @patch(as_prop=True)
 def frame(self:StudyResult):
     "One row per arm, with every statistic, as a `DataFrame`"
-    def flat(r):
-        for k,v in asdict(r).items():
-            if isinstance(v, dict): yield from ((k, v['value']), (f'{k}_lo', v['lo']), (f'{k}_hi', v['hi']))
-            else: yield k,v
-    return pd.DataFrame([dict(flat(o)) | dict(declared=o not in self.added) for o in self.compared])
+    return pd.DataFrame([flat(vars(o)) | dict(declared=o not in self.added) for o in self.compared])
 
 @patch(as_prop=True)
 def run_frame(self:StudyResult):
@@ -756,13 +748,11 @@ def blocks(self:StudyResult):
     yield 'h1','Study: '+', '.join(o.name for o in self.arms)
     yield 'p',self.title
     yield 'table',self.columns,self.caption
-    names,label = [o.name for o in self.added],self.outcome.label
+    names = [o.name for o in self.added]
     later = [*(replace(o, verdict='') for o in self.more_seeds if o.name not in names), *self.added]
     for heading,arms in {_equal:self.equal_time, _later:later}.items():
         if arms: yield from (('p', heading), ('table', self._columns(arms), ''))
-    xlabel = f'difference in {label} from the baseline, {self.outcome.unit} (95% interval)'
-    yield ('figure', f'Differences in {label} from the baseline, with 95% intervals. {self.caption}',
-        partial(plot_effects, self.compared, xlabel=xlabel), 0.9+0.4*len(self.compared))
+    yield effects_figure(self.compared, self.caption, self.outcome)
     yield from (('p', o) for o in self.notes())
 
 # %% ../../nbs/77_studies.study.ipynb #1b524a45
