@@ -135,12 +135,13 @@ def effect_columns(
     arms:list, # of `ArmResult`, or of text in place of the difference
     digits:int=1, # decimals of the outcome
 )->dict: # heading -> cells
-    "Difference, p-value, verdict and detectable effect of arms, as columns of a table"
+    "Difference, p-value, verdict and detectable effect of arms, as columns of a table; empty ones are left out"
     def cells(f, text=lambda r: ''): return [text(r) if isinstance(r, str) else f(r) for r in arms]
     def found(r): return f'{r.detectable:.{digits}f}' if r.verdict=='cannot be told' else ''
     def difference(r): return difference_text(r.difference, digits) if r.n else 'no seed in common'
-    return {'difference (unadjusted)':cells(difference, str),
-        'p, Holm':cells(lambda r: p_text(r.adjusted)), 'verdict':cells(lambda r: r.verdict), 'detectable':cells(found)}
+    res = {'difference (unadjusted)':cells(difference, str), 'p, Holm':cells(lambda r: p_text(r.adjusted)),
+        'verdict':cells(lambda r: r.verdict), 'detectable':cells(found)}
+    return {k:v for k,v in res.items() if any(v)}
 
 def flat(
     statistics:dict, # name -> value

@@ -643,8 +643,8 @@ def columns(self:StudyResult):
     xs = [r['value'] for s,r in self.runs['baseline'].items() if s in self.study.declared['seeds']]
     sd = np.std(xs, ddof=1) if len(xs)>1 else math.nan
     mean = mean_text(np.mean(xs) if xs else math.nan, sd, self.digits)
-    base = 'baseline',mean,'','','','','1.00'
-    return {k:[o, *v] for o,(k,v) in zip(base, self._columns(self.arms).items())}
+    base = {'arm':'baseline', self.outcome.label:mean, 'time':'1.00'}
+    return {k:[base.get(k, ''), *v] for k,v in self._columns(self.arms).items()}
 
 # %% ../../nbs/77_studies.study.ipynb #12018b27
 def _sentence(r, n_arms, unit, digits):
