@@ -390,10 +390,10 @@ def cifar_report(
 ):
     "Compare the runs with the published rows, and write report.md, report.csv, report.png and report.html"
     from cifar_fastai.studies.experiments import select_experiments
-    from cifar_fastai.studies.report import report_runs, save_report
+    from cifar_fastai.studies.report import report_runs
     chosen = [e.id for e in select_experiments(table, rows)] if table or rows else '*'
     report = report_runs(exps, chosen, pool_code=pool_code)
-    print(report, *save_report(report, out), sep='\n')
+    print(report, *report.save(out), sep='\n')
 
 # %% ../nbs/90_cli.ipynb #9b4d2dfa
 @command

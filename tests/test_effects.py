@@ -1,9 +1,10 @@
 "The comparison of arms, on results made by hand: every field against scipy or a formula"
 import math
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from scipy import stats
 from cifar_fastai.runs.folder import TestResult
-from cifar_fastai.studies.effects import compare_arms, difference_text, mean_text, p_text, run_labels, text_table
+from cifar_fastai.studies.report import Page
+from cifar_fastai.studies.effects import compare_arms, difference_text, effect_columns, flat, mean_text, p_text, run_labels, text_table
 from cifar_fastai.studies.stats import detectable, holm
 
 class FakeRun:
@@ -110,3 +111,37 @@ def test_run_labels():
     'The ends of the paths, and more of them where they do not tell the runs apart'
     assert run_labels(['e/f/a/1', 'e/f/a/2'])==['a/1', 'a/2'] and run_labels(['e/a/1', 'f/a/1'])==['e/a/1', 'f/a/1']
     assert run_labels(['e/a/1', 'e/a/1'])==['a/1']*2 and run_labels(['x/y/a/1', 'ensemble of 2'])==['a/1', 'ensemble of 2']
+
+class Blocks(Page):
+    'One block of each kind, with text that Markdown and HTML have to escape'
+    frames = property(lambda self: {'a.csv':pd.DataFrame(dict(x=[1]))})
+    def blocks(self):
+        yield from (('h1', 'A <title>'), ('p', 'word '*50), ('list', ['a|b', '*c*']))
+        yield 'table',{'row':['<b>', 'c'], 'x|y':['1.5', '']},'Caption of the table.'
+        for i in range(2): yield 'figure',f'Figure {i}. About <it>.',lambda ax: ax.plot([0, 1]),1.5
+        yield 'h2','More'
+        yield 'figure','Figure 2. About it.',lambda ax: ax.plot([0, 1]),1.5
+
+def test_page(tmp_path):
+    'The same blocks as text, Markdown and HTML; the picture has the first of adjacent figures'
+    page = Blocks()
+    text,md,html = str(page),page.markdown('p.png'),page.html()
+    assert max(map(len, text.splitlines()))<=100 and '- a|b\n- *c*' in text and text.count('Caption of the table.')==1
+    assert '# A &lt;title&gt;' in md and '- a\\|b\n- \\*c\\*' in md and '| &lt;b&gt; |' in md and '| x\\|y |' in md.replace('   ', ' ')
+    assert md.endswith('![Figure 0. About &lt;it&gt;. Figure 2. About it.](p.png)\n') and '](' not in page.markdown()
+    assert '<title>A &lt;title&gt;</title>' in html and html.count('<svg')==3 and 'aria-label="Figure 1"' in html
+    assert '<b>' not in html and '<it>' not in html and html.index('Figure 1.')<html.index('More')
+    assert len(page.plot().axes)==2
+    assert [o.name for o in page.save(tmp_path)]==['report.md', 'report.html', 'report.png', 'a.csv']
+
+def test_effect_columns():
+    'A row per arm or reason; a column without a figure is left out'
+    ra,rb = compare_arms(runs, ['a', 'b'])
+    cols = effect_columns(['baseline', ra, rb], 2)
+    assert list(cols)==['difference (unadjusted)', 'p, Holm', 'verdict', 'detectable']
+    assert cols['difference (unadjusted)']==['baseline', *(difference_text(r.difference, 2) for r in (ra, rb))]
+    assert cols['verdict']==['', 'helps', 'cannot be told'] and cols['detectable']==['', '', f'{rb.detectable:.2f}']
+    none, = compare_arms(runs | dict(none={9:results(a)[0]}), ['none'])
+    assert effect_columns([none])['difference (unadjusted)']==['no seed in common'] and 'p, Holm' not in effect_columns([none])
+    d = ra.difference
+    assert flat(dict(x=1, difference=d))==dict(x=1, difference=d.value, difference_lo=d.lo, difference_hi=d.hi, difference_n=5)

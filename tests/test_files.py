@@ -17,7 +17,7 @@ from cifar_fastai.core import UserError
 from conftest import time_limit
 from cifar_fastai.runs.config import RunConfig
 from cifar_fastai.studies.compare import compare_runs
-from cifar_fastai.studies.report import read_run, report_runs, save_report
+from cifar_fastai.studies.report import read_run, report_runs
 from cifar_fastai.runs.train import train
 from cifar_fastai.runs.export import export_run, load_run
 
@@ -132,7 +132,7 @@ def test_reports_replace_regular_files_only(finished, name, kind):
     Path('out').mkdir()
     special[kind](Path('out')/name)
     before = tree_of('.')
-    refused(lambda: save_report(rep, 'out'), name)
+    refused(lambda: rep.save('out'), name)
     assert tree_of('.')==before
 
 @pytest.mark.parametrize('kind', ['fifo', 'socket', 'device', 'dangling'])

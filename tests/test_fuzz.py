@@ -379,10 +379,10 @@ functions = dict(cifar_dls='dataset root bs fraction valid holdout pad flip seed
     CrossEntropy='weight reduction eps ignore_index', OneOf='p', as_image='o', run_group='run', find_runs='exps',
     experiments='pattern', select_experiments='table rows all', create_opt_func='name momentum betas eps',
     plan='rows seeds exps epochs', load_run='path root weights', mean_interval='xs', paired='xs ys',
-    stratified='y part seed', image_weights='weights ds', set_seed='s', save_report='report out')
+    stratified='y part seed', image_weights='weights ds', set_seed='s')
 known = dict(create_model='lenet', cifar_learner='toynet_s1_k3')
 checked = [o for o in functions if o not in ('run_group', 'mean_interval', 'paired', 'stratified', 'set_seed',
-    'save_report', 'experiments', 'plan', 'CrossEntropy', 'find_runs', 'load_run', 'select_experiments')]
+    'experiments', 'plan', 'CrossEntropy', 'find_runs', 'load_run', 'select_experiments')]
 
 @composite
 def python_code(draw):

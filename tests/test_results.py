@@ -209,8 +209,8 @@ def test_columns(tmp_path):
     assert cols['published top-1, %']==['96.42','96.49','96.17','95.82']
     assert cols['last epoch, %']==['92.00 ± 1.00','93.50 ± 1.32','91.33 ± 1.53','94.00'] and cols['n']==['3',
         '3','3','1']
-    assert cols['difference'][0]=='baseline' and cols['difference'][1].startswith('+1.50 [')
-    assert cols['difference'][3]=='+3.00' and cols['p, Holm'][::3]==['', ''] and cols['verdict'][1]=='cannot be told'
+    assert cols['difference (unadjusted)'][0]=='baseline' and cols['difference (unadjusted)'][1].startswith('+1.50 [')
+    assert cols['difference (unadjusted)'][3]=='+3.00' and cols['p, Holm'][::3]==['', ''] and cols['verdict'][1]=='cannot be told'
     assert cols['time, min']==['1.0']*4 and cols['weight, MiB']==['1.00']*4
 
 def test_rows_of_a_report(tmp_path):
@@ -304,10 +304,10 @@ def test_the_same_run_twice_counts_once(tmp_path):
 def test_without_baseline(tmp_path):
     "A baseline that was not run, one that shares no seed, and a table that has none"
     write_run(tmp_path/'a', cutout, 1)
-    assert report_runs(tmp_path/'a').sections[0].columns['difference']==['baseline not run']
+    assert report_runs(tmp_path/'a').sections[0].columns['difference (unadjusted)']==['baseline not run']
     for s in (2,3): write_run(tmp_path/'a', base, s)
     cols = report_runs(tmp_path/'a').sections[0].columns
-    assert cols['difference'][1]=='no seed in common' and cols['verdict'][1].startswith('no verdict')
+    assert cols['difference (unadjusted)'][1]=='no seed in common' and cols['verdict'][1].startswith('no verdict')
     write_run(tmp_path/'b', '3.3/lenet', 1)
     cols = report_runs(tmp_path/'b').sections[0].columns
     assert not [k for k in cols if 'difference' in k] and cols['published error, %']==['29.24']
@@ -316,7 +316,7 @@ def test_a_baseline_of_another_kind_is_none(tmp_path):
     write_run(tmp_path, cutout, 1, epochs=8)
     write_run(tmp_path, base, 1)
     rep = report_runs(tmp_path, '3.9')
-    assert rep.sections[1].columns['difference']==['baseline not run']
+    assert rep.sections[1].columns['difference (unadjusted)']==['baseline not run']
 
 def test_runs_of_no_row(tmp_path):
     sweep(tmp_path)
@@ -341,7 +341,7 @@ def test_caption(tmp_path):
 
 def test_csv_holds_everything(tmp_path):
     rep = report_runs(sweep(tmp_path/'exps'), '3.9')
-    save_report(rep, tmp_path/'out')
+    rep.save(tmp_path/'out')
     rows = list(csv.DictReader(open(tmp_path/'out'/'report.csv', newline='')))
     assert [r['row'] for r in rows]==[base,cutout,mixup,both]
     d = line(rep, cutout)['difference']
@@ -391,27 +391,27 @@ def test_same_report_twice(tmp_path):
     assert a.html()==b.html() and a.markdown()==b.markdown()
 
 def test_save_report(tmp_path):
-    paths = save_report(report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'), tmp_path/'out')
-    assert [o.name for o in paths]==['report.md','report.csv','report.png',
-        'report.html'] and sorted(paths)==sorted((tmp_path/'out').iterdir())
+    paths = report_runs(sweep(tmp_path/'exps', epochs=8), '3.9').save(tmp_path/'out')
+    assert [o.name for o in paths]==['report.md','report.html','report.png',
+        'report.csv'] and sorted(paths)==sorted((tmp_path/'out').iterdir())
     assert (tmp_path/'out'/'report.png').read_bytes()[:4]==b'\x89PNG' and '](report.png)' in paths[0].read_text()
 
 @pytest.mark.parametrize('fails', ['write', 'flush'])
 def test_saved_whole_or_not_at_all(tmp_path, full_disk, fails):
     "A disk that is full at any of the four files leaves what was there, and nothing else"
     rep,out = report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'),tmp_path/'out'
-    save_report(rep, out)
+    rep.save(out)
     before = {o.name:o.read_bytes() for o in out.iterdir()}
     for n in range(1, 5):
         full_disk(n, fails)
         with pytest.raises(UserError, match='could not be written.*No space left'):
-            save_report(replace(rep, not_run=['x']), out)
+            replace(rep, not_run=['x']).save(out)
         assert {o.name:o.read_bytes() for o in out.iterdir()}==before
 
 def test_folder_that_is_a_file(tmp_path):
     (tmp_path/'f').write_text('x')
     with pytest.raises(UserError, match='is not a folder'):
-        save_report(report_runs(sweep(tmp_path/'exps', epochs=8), '3.9'), tmp_path/'f')
+        report_runs(sweep(tmp_path/'exps', epochs=8), '3.9').save(tmp_path/'f')
 
 # -- two runs
 
@@ -455,7 +455,7 @@ def test_baseline_of_another_table(tmp_path):
         write_run(tmp_path, plain, s, (.5,.8+s/50))
     s, = report_runs(tmp_path, '3.6').sections
     assert s.columns['row']==[plain,
-        cosine.split('/')[1]] and s.columns['difference'][1].startswith('+8.50 [')
+        cosine.split('/')[1]] and s.columns['difference (unadjusted)'][1].startswith('+8.50 [')
 
 def test_a_sweep(tmp_path):
     "Each variant of a row that is a sweep is a row of a report"
@@ -468,7 +468,7 @@ def test_a_sweep(tmp_path):
 def test_fewer_pairs_than_runs_are_said(tmp_path):
     for s in (1,2,3): write_run(tmp_path, base, s, (.5,.9+s/100))
     for s in (2,3,4): write_run(tmp_path, cutout, s, (.5,.8+s*s/100))
-    assert report_runs(tmp_path).sections[0].columns['difference'][1].endswith('], 2 pairs')
+    assert report_runs(tmp_path).sections[0].columns['difference (unadjusted)'][1].endswith('], 2 pairs')
 
 def test_a_setting_younger_than_the_run(tmp_path):
     "A run of before there was a setting is read, with the setting's default"

@@ -6,11 +6,12 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.effects.html.md"""
 
 # %% auto #0
 __all__ = ['outcomes', 'Outcome', 'ArmResult', 'run_seconds', 'compare_arms', 'p_text', 'difference_text', 'mean_text',
-           'text_table', 'run_labels', 'plot_effects']
+           'effect_columns', 'flat', 'text_table', 'run_labels', 'format_table', 'plot_effects', 'effects_figure']
 
 # %% ../../nbs/72_studies.effects.ipynb #322c628e
 import math, re, textwrap
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -129,6 +130,27 @@ def mean_text(
     if math.isnan(mean): return '–'
     return f'{mean:.{digits}f}' + ('' if math.isnan(sd) else f' ± {sd:.{digits}f}')
 
+# %% ../../nbs/72_studies.effects.ipynb #e1774c08
+def effect_columns(
+    arms:list, # of `ArmResult`, or of text in place of the difference
+    digits:int=1, # decimals of the outcome
+)->dict: # heading -> cells
+    "Difference, p-value, verdict and detectable effect of arms, as columns of a table; empty ones are left out"
+    def cells(f, text=lambda r: ''): return [text(r) if isinstance(r, str) else f(r) for r in arms]
+    def found(r): return f'{r.detectable:.{digits}f}' if r.verdict=='cannot be told' else ''
+    def difference(r): return difference_text(r.difference, digits) if r.n else 'no seed in common'
+    res = {'difference (unadjusted)':cells(difference, str), 'p, Holm':cells(lambda r: p_text(r.adjusted)),
+        'verdict':cells(lambda r: r.verdict), 'detectable':cells(found)}
+    return {k:v for k,v in res.items() if any(v)}
+
+def flat(
+    statistics:dict, # name -> value
+)->dict:
+    "Statistics with the value, bounds and number of each `Interval`"
+    def parts(k, v):
+        return {k:v.value, f'{k}_lo':v.lo, f'{k}_hi':v.hi, f'{k}_n':v.n} if isinstance(v, Interval) else {k:v}
+    return {a:b for k,v in statistics.items() for a,b in parts(k, v).items()}
+
 # %% ../../nbs/72_studies.effects.ipynb #2bde50d9
 def _alignment(cells): return 'right' if all(re.match(r'[-+<]?\d|[–✓]?$', o) for o in cells) else 'left'
 
@@ -156,11 +178,22 @@ def run_labels(folders)->list: # folders: of runs
         if len({*names})==len({*parts}): break
     return names
 
+# %% ../../nbs/72_studies.effects.ipynb #1eff51b0
+def format_table(
+    columns:dict, # heading -> cells, text
+    fmt:str='plain', # of `tabulate`; plain: for a terminal
+    text=str, # escapes a heading or cell
+)->str:
+    "A table as text, Markdown (`fmt='pipe'`) or HTML (`fmt='html'`)"
+    if fmt=='plain': return text_table(columns)
+    cells = {text(k):[*map(text, v)] for k,v in columns.items()}
+    return tabulate(cells, 'keys', fmt, disable_numparse=True, colalign=[*map(_alignment, columns.values())])
+
 # %% ../../nbs/72_studies.effects.ipynb #97cf15b6
 def plot_effects(
     arms:list, # of `ArmResult`
     ax, # matplotlib axes
-    xlabel:str='difference from the baseline', # label of the axis
+    outcome:Outcome=outcomes['accuracy'], # what is compared
 ):
     "Forest plot of differences with their 95% intervals"
     colours = dict(helps='tab:green', hurts='tab:red')
@@ -170,6 +203,17 @@ def plot_effects(
         ax.plot(d.value, i, 'o', c=c, ms=6)
         ax.annotate(r.verdict, (1.02, i), xycoords=('axes fraction', 'data'), va='center', fontsize=8, color=c)
     ax.axvline(0, c='k', lw=0.8)
-    ax.set(yticks=range(len(arms)), yticklabels=[r.name for r in arms], ylim=(len(arms)-0.5, -0.5), xlabel=xlabel)
+    ax.set(yticks=range(len(arms)), yticklabels=[r.name for r in arms], ylim=(len(arms)-0.5, -0.5),
+        xlabel=f'difference in {outcome.label} from the baseline, {outcome.unit} (95% interval)')
     ax.grid(axis='x', alpha=0.3)
     return ax
+
+# %% ../../nbs/72_studies.effects.ipynb #c19182ba
+def effects_figure(
+    arms:list, # of `ArmResult`
+    about:str, # the rest of the caption
+    outcome:Outcome=outcomes['accuracy'], # what is compared
+)->tuple: # ('figure', caption, draw, height)
+    "The forest plot as a block of a page"
+    caption = f'Differences in {outcome.label} from the baseline, with 95% intervals. {about}'
+    return 'figure',caption,partial(plot_effects, arms, outcome=outcome),0.9+0.4*len(arms)

@@ -17,10 +17,7 @@ from itertools import combinations, product
 from functools import cache, cached_property, partial
 from pathlib import Path
 import numpy as np, pandas as pd
-from fastcore import xml
 from fastcore.basics import patch
-from matplotlib.figure import Figure
-from tabulate import tabulate
 from ..core import *
 from ..serialize import *
 from ..runs.config import *
@@ -557,7 +554,7 @@ def study_runs(study:Study)->dict: # arm -> seed -> dict
 
 # %% ../../nbs/77_studies.study.ipynb #2cc1a70d
 @dataclass(frozen=True, repr=False)
-class StudyResult:
+class StudyResult(Page):
     "The results of a study"
     study:Study # that was run
     runs:dict # result of `study_runs`
@@ -566,8 +563,13 @@ class StudyResult:
     more_seeds:list # `ArmResult` over all seeds, if seeds were added
     equal_time:list # `ArmResult` of arms against a baseline of equal time
 
+    picture = 'forest.png'
+    frames = property(lambda self: {'study.csv':self.frame, 'runs.csv':self.run_frame}, doc='File -> `DataFrame`')
     outcome = property(lambda self: outcomes[self.study.outcome], doc='What is compared')
     digits = property(lambda self: 1 if self.outcome.scale==100 else 3, doc='Decimals of the outcome in a table')
+
+    compared = property(lambda self: [*self.arms, *self.equal_time, *self.added],
+        doc='Every comparison with a verdict')
 
     @property
     def every(self):
@@ -583,6 +585,12 @@ class StudyResult:
         images = f"{data['train_images']:,} training and {data['test_images']:,} test images"
         return (f"{Path(c.dataset).name}, {images} · {c.model}, {c.epochs} epochs · "
             f"{len(self.study.declared['seeds'])} paired seeds · {format_duration(cost)} of training")
+
+    def save(self,
+        folder=None, # output folder; None: that of the study
+    )->list: # of paths
+        "Write report.md, report.html, forest.png, study.csv and runs.csv"
+        return super().save(self.study.folder if folder is None else folder)
 
 # %% ../../nbs/77_studies.study.ipynb #a9495e8e
 def study_result(study:Study)->StudyResult:
@@ -623,50 +631,20 @@ def _equal_arms(study):
     return {k:v for k,v in res.items() if v}
 
 # %% ../../nbs/77_studies.study.ipynb #2bb476e8
-def _row(r, digits):
-    note = f'{r.n} seeds could have shown {r.detectable:.{digits}f}' if r.verdict=='cannot be told' else ''
-    figures = mean_text(r.mean.value, r.sd, digits),difference_text(r.difference, digits),p_text(r.adjusted)
-    return r.name,*figures,r.verdict,f'{r.time:.2f}',note
-
 @patch
-def table(self:StudyResult,
-    fmt:str='plain', # of `tabulate`
-)->str:
-    "The declared comparison as a table"
-    rows = [self._baseline(), *(_row(r, self.digits) for r in self.arms)]
-    return tabulate(rows, self._columns(), fmt, disable_numparse=True)
+def _columns(self:StudyResult, arms):
+    return {'arm':[o.name for o in arms],
+        self.outcome.label:[mean_text(o.mean.value, o.sd, self.digits) for o in arms],
+        **effect_columns(arms, self.digits), 'time':[f'{o.time:.2f}' for o in arms]}
 
-@patch
-def _baseline(self:StudyResult):
+@patch(as_prop=True)
+def columns(self:StudyResult):
+    "Heading -> text per row: the declared comparison"
     xs = [r['value'] for s,r in self.runs['baseline'].items() if s in self.study.declared['seeds']]
     sd = np.std(xs, ddof=1) if len(xs)>1 else math.nan
-    return 'baseline',mean_text(np.mean(xs) if xs else math.nan, sd, self.digits),'','','','1.00',''
-
-# %% ../../nbs/77_studies.study.ipynb #97a28d04
-@patch
-def _columns(self:StudyResult): return 'arm',self.outcome.label,'difference (unadjusted)','p, Holm','verdict','time',''
-
-@patch
-def later_table(self:StudyResult,
-    fmt:str='plain', # of `tabulate`
-)->str: # empty if nothing was added
-    "Arms that were added, and the declared arms over all seeds if seeds were added, without a verdict"
-    names = [o.name for o in self.added]
-    rows = [*(replace(o, verdict='') for o in self.more_seeds if o.name not in names), *self.added]
-    return self._table(rows, fmt)
-
-# %% ../../nbs/77_studies.study.ipynb #11341cb3
-@patch
-def _table(self:StudyResult, rows, fmt):
-    return tabulate([_row(r, self.digits) for r in rows], self._columns(), fmt, disable_numparse=True) if rows else ''
-
-@patch
-def more_tables(self:StudyResult,
-    fmt:str='plain', # of `tabulate`
-)->list: # of a heading, a table, a heading, ...
-    "The comparison at equal time, and what was added, where there is any"
-    tables = {_equal:self._table(self.equal_time, fmt), _later:self.later_table(fmt)}
-    return [o for k,v in tables.items() if v for o in (k, v)]
+    mean = mean_text(np.mean(xs) if xs else math.nan, sd, self.digits)
+    base = {'arm':'baseline', self.outcome.label:mean, 'time':'1.00'}
+    return {k:[base.get(k, ''), *v] for k,v in self._columns(self.arms).items()}
 
 # %% ../../nbs/77_studies.study.ipynb #12018b27
 def _sentence(r, n_arms, unit, digits):
@@ -686,7 +664,7 @@ def _looks_note(study):
 
 @patch
 def notes(self:StudyResult)->list: # of sentences
-    "Sentences on verdicts, additions, combinations and data"
+    "Sentences on verdicts, additions and combinations"
     res = [_sentence(o, len(self.arms), self.outcome.unit, self.digits) for o in self.arms]
     if self.more_seeds:
         found = '; '.join(f'{o.name} {difference_text(o.difference, self.digits)}' for o in self.more_seeds)
@@ -698,9 +676,7 @@ def notes(self:StudyResult)->list: # of sentences
         found = '; '.join(f'{o.name} {difference_text(o.difference, self.digits)}, {o.verdict}' for o in self.added)
         res.append(f'Added after the declaration, adjusted among themselves: {found}.')
     res += _image_note(self.arms) + _tuning_note(self.study.tuning)
-    label,runs = self.outcome.label.capitalize(),[o['run'] for o in self.every]
-    about = f'{label} on the test images after the last epoch. {run_caption(runs)} Protocol {self.study.digest}.'
-    return [*res, *_interactions(self), about]
+    return [*res, *_interactions(self)]
 
 # %% ../../nbs/77_studies.study.ipynb #1b1cb7de
 def _image_note(arms):
@@ -743,30 +719,11 @@ def values(self:StudyResult,
     seeds = [s for s in self.study.declared['seeds'] if all(s in self.runs[o] for o in names)]
     return [np.array([self.runs[o][s]['value'] for s in seeds]) for o in names]
 
-# %% ../../nbs/77_studies.study.ipynb #2a2d3212
-@patch
-def plot(self:StudyResult)->Figure:
-    "Forest plot of the differences"
-    rows = [*self.arms, *self.equal_time, *self.added]
-    fig = Figure(figsize=(7, 1.1+0.45*len(rows)), layout='constrained')
-    self._forest(fig.subplots())
-    return fig
-
-@patch
-def _forest(self:StudyResult, ax):
-    label = f'difference in {self.outcome.label} from the baseline, {self.outcome.unit} (95% interval)'
-    return plot_effects([*self.arms, *self.equal_time, *self.added], ax, label)
-
 # %% ../../nbs/77_studies.study.ipynb #be0fc247
 @patch(as_prop=True)
 def frame(self:StudyResult):
     "One row per arm, with every statistic, as a `DataFrame`"
-    def flat(r):
-        for k,v in asdict(r).items():
-            if isinstance(v, dict): yield from ((k, v['value']), (f'{k}_lo', v['lo']), (f'{k}_hi', v['hi']))
-            else: yield k,v
-    rows = [*self.arms, *self.equal_time, *self.added]
-    return pd.DataFrame([dict(flat(o)) | dict(declared=o not in self.added) for o in rows])
+    return pd.DataFrame([flat(vars(o)) | dict(declared=o not in self.added) for o in self.compared])
 
 @patch(as_prop=True)
 def run_frame(self:StudyResult):
@@ -774,44 +731,29 @@ def run_frame(self:StudyResult):
     def row(r): return {k:r[k] for k in ('arm', 'seed', 'accuracy', 'nll')} | r['measures'] | dict(seconds=r['seconds'])
     return pd.DataFrame(map(row, self.every))
 
+# %% ../../nbs/77_studies.study.ipynb #64201623
+@patch(as_prop=True)
+def caption(self:StudyResult):
+    "Outcome, data, size, device, seeds, epochs, code and protocol"
+    return (f'{self.outcome.label.capitalize()} on the test images after the last epoch. '
+        f"{run_caption([o['run'] for o in self.every])} Protocol {self.study.digest}.")
+
 # %% ../../nbs/77_studies.study.ipynb #e49f655f
 _later = 'Added later: arms are adjusted among themselves; the declared arms over all seeds have no new verdict.'
 _equal = 'At equal time: against a baseline of as many passes, adjusted among themselves.'
 
 @patch
-def __repr__(self:StudyResult):
-    return '\n'.join([self.title, self.table(), *self.more_tables()])
-
-@patch
-def markdown(self:StudyResult,
-    picture=None, # name of the file of the plot; None: no plot
-)->str:
-    "The report as Markdown"
-    parts = [f'**{self.title}**', self.table('pipe'), *self.more_tables('pipe'), *self.notes()]
-    if picture: parts.insert(2, f'![Differences in {self.outcome.label}]({picture})')
-    return '\n\n'.join(parts)+'\n'
-
-@patch
-def _repr_markdown_(self:StudyResult): return self.markdown()
-
-# %% ../../nbs/77_studies.study.ipynb #1b00afa2
-@patch
-def html(self:StudyResult)->str:
-    "The report as a self-contained HTML page"
-    height = 0.9+0.4*len([*self.arms, *self.equal_time, *self.added])
-    def shown(table): return xml.Div(xml.NotStr(table), cls='scroll')
-    forest = xml.Figure(inline_svg(self._forest, height, f'Differences in {self.outcome.label} from the baseline'))
-    more = [shown(o) if '<table' in o else xml.P(o) for o in self.more_tables('html')]
-    title = xml.H1('Study: '+', '.join(o.name for o in self.arms))
-    body = [title, xml.P(self.title), shown(self.table('html')), *more, forest]
-    return html_page(self.title, [*body, *map(xml.P, self.notes())])
-
-@patch
-def save(self:StudyResult)->list: # of paths
-    "Write report.md, report.html, forest.png, study.csv and runs.csv"
-    files = {'report.md':self.markdown('forest.png'), 'report.html':self.html(), 'forest.png':png_bytes(self.plot()),
-        'study.csv':self.frame.to_csv(index=False), 'runs.csv':self.run_frame.to_csv(index=False)}
-    return save_files(self.study.folder, files)
+def blocks(self:StudyResult):
+    "The blocks of the report, for a `Page`"
+    yield 'h1','Study: '+', '.join(o.name for o in self.arms)
+    yield 'p',self.title
+    yield 'table',self.columns,self.caption
+    names = [o.name for o in self.added]
+    later = [*(replace(o, verdict='') for o in self.more_seeds if o.name not in names), *self.added]
+    for heading,arms in {_equal:self.equal_time, _later:later}.items():
+        if arms: yield from (('p', heading), ('table', self._columns(arms), ''))
+    yield effects_figure(self.compared, self.caption, self.outcome)
+    yield from (('p', o) for o in self.notes())
 
 # %% ../../nbs/77_studies.study.ipynb #1b524a45
 def pack_study(
