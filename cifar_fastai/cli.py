@@ -376,7 +376,7 @@ def cifar_study(
     study.run_study(s, root, gpu, workers)
     res = study.study_result(s)
     res.save()
-    print(f'{res}\n{folder}/: report.html, forest.png, study.csv, and the {s.done()} runs')
+    print(f"{res.text('h1', 'list')}\n\n{folder}/: report.html, forest.png, study.csv, and the {s.done()} runs")
     if s.done()<len(s.jobs()): sys.exit(1)
 
 # %% ../nbs/90_cli.ipynb #17bcbaa4

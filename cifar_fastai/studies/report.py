@@ -173,9 +173,15 @@ class Page:
 
     def _text(self, **made): return '\n\n'.join(made[k](*o) for k,*o in self.blocks() if k in made)
 
-    def __repr__(self):
-        return self._text(h1=_wrap, h2=_wrap, p=_wrap, list=lambda o: '\n'.join(f'- {x}' for x in o),
+    def text(self,
+        *without, # kinds of blocks to leave out: 'h1', 'h2', 'p', 'list' or 'table'
+    )->str:
+        "The report for a terminal"
+        made = dict(h1=_wrap, h2=_wrap, p=_wrap, list=lambda o: '\n'.join(_wrap(f'- {x}') for x in o),
             table=lambda columns,caption: f'{text_table(columns)}\n\n{_wrap(caption)}'.rstrip())
+        return self._text(**{k:f for k,f in made.items() if k not in without})
+
+    def __repr__(self): return self.text()
 
     def markdown(self,
         picture=None, # file of the figures; None: no figures

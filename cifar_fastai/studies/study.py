@@ -753,7 +753,7 @@ def blocks(self:StudyResult):
     for heading,arms in {_equal:self.equal_time, _later:later}.items():
         if arms: yield from (('p', heading), ('table', self._columns(arms), ''))
     yield effects_figure(self.compared, self.caption, self.outcome)
-    yield from (('p', o) for o in self.notes())
+    yield 'list',self.notes()
 
 # %% ../../nbs/77_studies.study.ipynb #1b524a45
 def pack_study(
