@@ -110,7 +110,7 @@ def _cell(name, v):
     "The text of a value in the column `name`"
     if not isinstance(v, float): return str(v)
     if math.isnan(v): return ''
-    if name in ('accuracy', 'top5', 'train_accuracy'): return f'{v:.2%}'.replace('100.00%', '100%')
+    if name.endswith(('accuracy', 'top5')): return f'{v:.2%}'.replace('100.00%', '100%')
     return f'{v:.0f}' if name in ('images_per_second', 'peak_memory_mib') else f'{v:#.4g}'
 
 class EpochTable:
