@@ -81,7 +81,7 @@ def test_tricks(capsys):
     assert "did you mean 'MixUp'" in refused(capsys, cifar_tricks, ['MixPu'])
     code,out,_ = ended("import sys\nfrom cifar_fastai.cli import "
         "cifar_tricks\ncifar_tricks(argv=[])\nassert 'torch' not in sys.modules")
-    assert code==0 and 'MixUp(alpha=1.0, per_image=False)' in out
+    assert code==0 and 'MixUp(alpha=1.0,' in out
 
 def test_bench(capsys):
     '`cifar-bench` writes ratios with what they were taken with'
