@@ -6,12 +6,13 @@ import inspect, json, re
 from functools import partial
 from pathlib import Path
 from fastai.callback.schedule import Learner
+from fastcore.docments import docments
 from cifar_fastai.callback.mixers import Chain, OneOf
 from cifar_fastai.core import UserError
 from cifar_fastai.losses import losses
 from cifar_fastai.optimizers import create_opt_func, optimizers
 from cifar_fastai.schedules import policies
-from cifar_fastai.trick import tricks
+from cifar_fastai.trick import training_step, tricks
 from cifar_fastai.zoo.registry import backbones, inits, list_models
 
 def doc(o): return (inspect.getdoc(o) or '').split('\n')[0]
@@ -60,10 +61,17 @@ def entry(f, drop=(), make=(), **new):
     named = [p.name for p in signature if p.kind==p.KEYWORD_ONLY and p.name in ps]
     return dict(doc=doc(f), params=ps) | {k:v for k,v in dict(named=named, ranges=found).items() if v}
 
+_steps = {int(n):f'{name}: {why}' if why else name
+    for name,n,why in re.findall(r'^ +(\w+) +(\d+)(?: +# (.*))?', training_step, re.M)}
+
 def trick(o):
-    "The row of a trick, with the parameter for a network that another run trains"
+    "The row of a trick: also its step, group and comments, what switches it off, and its parameter for another network"
     trained = getattr(o, 'trained', None)
-    return entry(o, make=[partial(o, 'lenet') if trained else o]) | (dict(trained=trained) if trained else {})
+    row = entry(o, make=[partial(o, 'lenet') if trained else o])
+    docs = {k:v for k,v in docments(o).items() if k in row['params'] and v}
+    if '*' in row['params']: docs['*'] = docments(o)['mixers']
+    own = dict(step=_steps.get(o.order), docs=docs, group=o.group, conflict=o.conflict, off=o.off_kwargs, trained=trained)
+    return row | {k:v for k,v in own.items() if v}
 
 def optimizer(name, cls, defaults):
     "The row of an optimizer, with the parameters that `create_opt_func` adds to its own"

@@ -10,12 +10,14 @@ __all__ = ['Flag', 'true_or_false', 'flags_of', 'resolve_config', 'command', 'ci
            'cifar_tricks', 'cifar_bench']
 
 # %% ../nbs/90_cli.ipynb #3618d226
-import argparse, inspect, os, re, sys, warnings
+import argparse, inspect, os, re, shutil, sys, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from fnmatch import fnmatch
 from functools import partial, wraps
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import fill, wrap
 from typing import NamedTuple
 from fastcore.docments import docments
 from .core import *
@@ -53,6 +55,8 @@ def flags_of(o)->list: # of `Flag`; o: a function or a dataclass
     return res
 
 # %% ../nbs/90_cli.ipynb #99a12857
+def _width(): return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
+
 def _prog(func): return func.__name__.replace('_', '-')
 
 def _dashes(arg):
@@ -85,10 +89,13 @@ def _parse(
     argv, # arguments (default: `sys.argv`)
 )->dict: # name -> value, for the flags that were given
     "Parse the command line"
+    notes = [_places] if any(f.name=='root' for flags in groups.values() for f in flags) else []
+    if 'configuration' in groups:
+        notes.append(f"Tricks, each explained by cifar-tricks NAME: {', '.join(registry_table()['trick'])}.")
     words = [f.name+' ...'*(f.type is list) for flags in groups.values() for f in flags if f.positional]
     p = _Parser(prog=_prog(func), usage=' '.join(['%(prog)s', *words, '[flags]']), description=func.__doc__,
-        allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        epilog=_places if any(f.name=='root' for flags in groups.values() for f in flags) else None)
+        allow_abbrev=False, argument_default=argparse.SUPPRESS, epilog='\n\n'.join(fill(o, _width()) for o in notes),
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     params = inspect.signature(func).parameters
     for title,flags in groups.items():
         group = p.add_argument_group(title)
@@ -130,15 +137,24 @@ def _is_named(dataset):
     from cifar_fastai.data.datasets import datasets
     return dataset in datasets
 
+def _experiment(id):
+    "A published experiment; an unknown id is compared with those of its table"
+    from cifar_fastai.studies.experiments import experiment, experiments, variants
+    try: return experiment(id)
+    except UserError:
+        ids = [v.id for e in experiments(f"{id.partition('/')[0]}/*") for v in variants(e)]
+        if not ids: raise
+        raise unknown('experiment', id, ids) from None
+
 def resolve_config(
     layers:list, # (source, settings given there), in order of increasing priority
     row:str=None, # published experiment to start from
 )->tuple: # `RunConfig`, and a dict of field -> source
     "Merge the settings from all sources"
-    from cifar_fastai.studies.experiments import experiment
     names = [f.name for f in fields(RunConfig)]
     cfg,sources = RunConfig(),dict.fromkeys(names, 'default')
-    if row is not None: cfg,sources = experiment(row).config,{k:'default' if k=='seed' else f'row {row}' for k in names}
+    if row is not None:
+        cfg,sources = _experiment(row).config,{k:'default' if k=='seed' else f'row {row}' for k in names}
     for source,given in layers:
         native = {k:v for k,v in given.items() if k in names}
         published = {f.name:given[f.name] for f in fields(PublishedTricks) if f.name in given}
@@ -270,16 +286,26 @@ def cifar_lr_find(
     num_it:int=100, # number of steps
     out:str='lr_find.png', # file for the plot
 ):
-    "Train with an increasing learning rate, plot the loss against it, and suggest a value"
+    "Train with an increasing learning rate, plot the loss against it, and suggest values"
     import matplotlib.pyplot as plt
+    from fastai.callback.schedule import slide, valley
     from cifar_fastai.runs.train import RunPlan, run_device
     from cifar_fastai.serialize import atomic_write, check_output
     check_output(out)
     learn = RunPlan(cfg, root, run_device(gpu)).learner()
-    with learn.no_bar(): lr = learn.lr_find(num_it=num_it).valley
-    with atomic_write(out) as f: plt.gcf().savefig(f, format='png', dpi=100)
+    try:
+        with learn.no_bar(): found = learn.lr_find(num_it=num_it, suggest_funcs=(valley, slide))
+    except IndexError: # fewer than `slide` compares
+        raise UserError('The loss diverged before the learning rate had grown enough to suggest one: give more '
+            '--num-it.') from None
+    ax = plt.gca()
+    lrs = ax.lines[0].get_xdata()
+    ax.set_title(f'{cfg.model} on {short(cfg.dataset)[1:-1]}, batch size {cfg.bs}')
+    with atomic_write(out) as f: ax.figure.savefig(f, format='png', dpi=100)
     plt.close()
-    print(f'suggested learning rate: {lr:.2g} (the middle of the steepest part); plot saved to {out}')
+    print(f"suggested learning rate: {found.valley:.2g} by fastai's valley (the middle of the longest decrease of the "
+        f"loss),\nor {found.slide:.2g} by its slide (where the last change of its slope begins).\n"
+        f'{out} shows both on the loss from {float(lrs[0]):.2g} to {float(lrs[-1]):.2g}.')
 
 # %% ../nbs/90_cli.ipynb #9d4b5c5b
 @command
@@ -456,6 +482,32 @@ def _table(rows):
     from tabulate import tabulate
     return tabulate(rows, 'keys', 'plain', disable_numparse=True)
 
+def _fitted(rows, right=()):
+    "Format a list of dicts as a table that fits the terminal: long cells take several lines; `right` is aligned there"
+    cells = [[*rows[0]], *([str(v) for v in r.values()] for r in rows)]
+    widths = [max(map(len, o)) for o in zip(*cells)]
+    words = [max(min(len(w), 24) for c in o for w in c.split()) for o in zip(*cells)]
+    while sum(widths)+2*len(widths)-2>_width() and widths!=words:
+        i = max((i for i,w in enumerate(widths) if w>words[i]), key=widths.__getitem__)
+        widths[i] -= 1
+    def column(o, w, name):
+        parts = wrap(o, w, subsequent_indent='  ', break_on_hyphens=False)
+        return [p.rjust(w) if name in right else p.ljust(w) for p in parts or ['']]
+    rows = [zip_longest(*map(column, c, widths, rows[0])) for c in cells]
+    return '\n'.join('  '.join(p or ' '*w for p,w in zip(line, widths)).rstrip() for r in rows for line in r)
+
+# %% ../nbs/90_cli.ipynb #54ee3201
+_zoo_columns = """params: in millions. MiB: weights and buffers in fp32. GMACs: 1e9 multiply-accumulates per image.
+paper: arXiv id. reference: the package whose network has the same outputs, or count (the tables of the paper).
+published: top-1 accuracy in %, without tricks, on full or half of the training images."""
+
+def _zoo_row(name, family, params, mib, gmacs, paper, confirmed_by, published):
+    "The row of a backbone as the terminal shows it"
+    reference = next(o for o in confirmed_by.split() if o[-1]!=':') if confirmed_by else ''
+    wide = dict(MiB=f'{mib:.1f}', GMACs=f'{gmacs:.3f}', paper=paper) if _width()==100 else dict(GMACs=f'{gmacs:.3f}')
+    top1 = re.sub(r' \(.*, (.*) data\)', r' \1', published)
+    return dict(name=name, family=family, params=f'{params/1e6:.2f}') | wide | dict(reference=reference, published=top1)
+
 @command
 def cifar_zoo(
     name:str='*', # name of a backbone, to show its stages, or a pattern such as 'resnet*'
@@ -463,27 +515,58 @@ def cifar_zoo(
 ):
     "List the backbones, or show the stages of one"
     from cifar_fastai.zoo.registry import find_model, model_summary, zoo_table
-    rows = zoo_table(name) if any(c in name for c in '*?[') else []
+    rows = zoo_table(name)
     if not rows: find_model(name)
-    print(_table(rows) if rows else model_summary(name))
+    if rows and any(c in name for c in '*?['):
+        table = _fitted([_zoo_row(**o) for o in rows], ('params', 'MiB', 'GMACs'))
+        return print(table, *[fill(o, _width()) for o in _zoo_columns.splitlines()], sep='\n')
+    print(model_summary(name))
+    for o in rows:
+        facts = dict(paper=o['paper'], reference=o['confirmed_by'], published=o['published'])
+        print(*[fill(f'{k}: {v}', _width(), subsequent_indent='  ') for k,v in facts.items() if v], sep='\n')
+
+# %% ../nbs/90_cli.ipynb #53e690f4
+def _trick_call(name, params, named=(), **_):
+    "A trick as it is written for --tricks, with its defaults"
+    shown = {k:v for k,v in params.items() if k not in {'start', 'end'} & {*named}}
+    return f"{name}({', '.join('*' if k=='*' else f'{k}={_default(v)}' for k,v in shown.items())})"
+
+def _default(v):
+    "A default value, with at most four digits"
+    if isinstance(v, list): return f"({', '.join(map(_default, v))})"
+    return min(repr(v), f'{v:.4g}', key=len) if isinstance(v, float) and len(repr(v))>6 else repr(v)
+
+def _explained(name, params, doc, step='model: inside the network', docs={}, group=None, conflict='', off=None, **_):
+    "What a trick is, as several lines"
+    window = dict(start='fraction of the fit at which it starts to act', end='fraction of the fit at which it ends')
+    rows = [dict(parameter=k, default='' if k=='*' else _default(v), meaning=docs.get(k) or window.get(k, ''))
+        for k,v in params.items()]
+    others = [k for k,v in registry_table()['trick'].items() if group and v.get('group')==group and k!=name]
+    papers = ', '.join(f'https://arxiv.org/abs/{o}' for o in re.findall(r'\d{4}\.\d{5}', doc))
+    facts = {'Paper':papers, 'Step of training':step, 'Refused with':others and f"{', '.join(others)} ("
+        + conflict.format(names=f'{name}(), {others[-1]}()').rstrip('.') + ').',
+        'Off':off and f"{name}({', '.join(f'{k}={v!r}' for k,v in off.items())})"}
+    lines = [fill(f'{k}: {v}', _width(), subsequent_indent='  ') for k,v in facts.items() if v]
+    title = doc if doc.startswith(f'{name}:') else f'{name}: {doc}'
+    return '\n'.join([*wrap(title, _width()), '', *([_fitted(rows), ''] if rows else []), *lines])
 
 # %% ../nbs/90_cli.ipynb #7da8f0b4
 @command
 def cifar_tricks(
-    pattern:str='*', # pattern of names, such as 'Mix*'
+    pattern:str='*', # name of a trick, to explain it, or a pattern such as 'Mix*'
     /,
 ):
-    "List the training tricks with their defaults"
-    table = {k:v for k,v in registry_table()['trick'].items() if fnmatch(k, pattern)}
-    if not table: raise unknown('trick', pattern, registry_table()['trick'])
-    def call(name, params, named=(), **_):
-        window = {'start', 'end'} & {*named}
-        shown = {k:v for k,v in params.items() if k not in window}
-        return f"{name}({', '.join('*' if k=='*' else f'{k}={v!r}' for k,v in shown.items())})"
-    print(_table([dict(trick=call(k, **v), summary=v['doc']) for k,v in table.items()]))
+    "List the training tricks with their defaults, or explain one"
+    tricks = registry_table()['trick']
+    if pattern in tricks: return print(_explained(pattern, **tricks[pattern]))
+    table = {k:v for k,v in tricks.items() if fnmatch(k, pattern)}
+    if not table: raise unknown('trick', pattern, tricks)
+    print(_fitted([dict(trick=_trick_call(k, **v), step=v.get('step', 'model').split(':')[0],
+        group=v.get('group', ''), summary=v['doc'].removeprefix(f'{k}: ')) for k,v in table.items()]))
     without = {o:', '.join(k for k,v in table.items() if o not in v['params']) for o in ('start', 'end')}
-    print('Parameters of all: start and end, the fractions of the fit between which a trick acts'
-        + ''.join(f'; no {o}: {names}' for o,names in without.items() if names) + '.')
+    print(fill('Parameters of all: start and end, the fractions of the fit between which a trick acts'
+        + ''.join(f'; no {o}: {names}' for o,names in without.items() if names) + '. Two tricks of one '
+        'group are refused, unless they act in different parts of the fit. cifar-tricks NAME explains one.', _width()))
 
 # %% ../nbs/90_cli.ipynb #29888076
 @command

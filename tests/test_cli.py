@@ -65,22 +65,23 @@ def test_refused(capsys, argv, says):
 def test_zoo(capsys):
     '`cifar-zoo NAME` shows stages, a pattern a table, a wrong name the nearest'
     cifar_zoo(argv=['resnet20'])
-    assert '272,474' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert '272,474' in out and 'pytorchcv resnet20_cifar10' in out
     cifar_zoo(argv=['resnet2*'])
-    assert 'pytorchcv resnet20_cifar10' in capsys.readouterr().out
+    assert 'pytorchcv' in capsys.readouterr().out
     assert "did you mean 'resnet20'" in refused(capsys, cifar_zoo, ['resnet21'])
 
 def test_tricks(capsys):
     '`cifar-tricks` lists tricks with their defaults, without torch'
     cifar_tricks(argv=[])
-    assert 'SAM(rho=0.05, same_rng=True, sync=False, every=1, only=None)' in capsys.readouterr().out
+    assert 'SAM(rho=0.05, same_rng=True,' in capsys.readouterr().out
     cifar_tricks(argv=['*Mix*'])
-    names = [o.split('(')[0] for o in capsys.readouterr().out.splitlines()[1:-1]]
+    names = re.findall(r'^(\w+)\(', capsys.readouterr().out, re.M)
     assert names==['AugMix', 'CutMix', 'ManifoldMixUp', 'MixUp', 'ResizeMix']
     assert "did you mean 'MixUp'" in refused(capsys, cifar_tricks, ['MixPu'])
     code,out,_ = ended("import sys\nfrom cifar_fastai.cli import "
         "cifar_tricks\ncifar_tricks(argv=[])\nassert 'torch' not in sys.modules")
-    assert code==0 and 'MixUp(alpha=1.0, per_image=False)' in out
+    assert code==0 and 'MixUp(alpha=1.0,' in out
 
 def test_bench(capsys):
     '`cifar-bench` writes ratios with what they were taken with'
@@ -691,7 +692,7 @@ def test_bad_sweep(capsys, argv, says, workers):
 def test_no_bars_in_a_pipe():
     'A line an epoch, and no bars'
     out = piped('cifar_train', '--dataset digits --model toynet_s1_k3 --epochs 2 --fraction 0.1 --bs 64')
-    assert out.count('accuracy')==3 and '|-' not in out and '█' not in out
+    assert out.count('accuracy')==2 and len(re.findall(r'^ +[12] ', out, re.M))==2 and '|-' not in out and '█' not in out
 
 @pytest.mark.parametrize('argv', [['a', 'b'], ['--exps', 'nowhere', '--table', '3.5']])
 def test_nothing_there(capsys, argv):

@@ -137,7 +137,7 @@ def _plain(v): return [_plain(o) for o in v] if isinstance(v, (tuple, list)) and
 
 # %% ../../nbs/61_runs.config.ipynb #e6b38595
 _integers = dict(epochs=(1, 100_000), bs=(1, 10_000_000), seed=(0, 2**64-1), threads=(1, 1024),
-    valid_every=(1, 100_000), seeds=(1, 1000), workers=(1, 256), num_it=(10, 100_000), rounds=(1, 1000))
+    valid_every=(1, 100_000), seeds=(1, 1000), workers=(1, 256), num_it=(30, 100_000), rounds=(1, 1000))
 _reals = dict(lr=(0, 1000), wd=(0, 10), fraction=(1e-5, 1), label_noise=(0, 1))
 limits = {k:dict(lo=lo, hi=hi, whole=d is _integers) for d in (_integers, _reals) for k,(lo,hi) in d.items()}
 

@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 import matplotlib.pyplot as plt, numpy as np, torch, torch.nn.functional as F
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
@@ -65,22 +66,56 @@ def best_row(rows:list)->dict: # rows: from `read_log`
     return max(rows, key=lambda r: -1 if math.isnan(r['accuracy']) else r['accuracy'])
 
 # %% ../../nbs/64_runs.folder.ipynb #943efcb2
+def _loss_limits(rows):
+    "Limits of the loss axis that show the later epochs, and the losses of the first ones that are above it"
+    keys = 'train_loss','valid_loss'
+    def values(rs): return [r[k] for r in rs for k in keys if math.isfinite(r[k])]
+    if not (every := values(rows)): return (0,1),[]
+    top,lo = max(values(rows[max(1, len(rows)//10):]) or every),min(every)
+    if max(every)<=3*top: top = max(every)
+    pad = 0.05*((top-lo) or max(abs(top), 1))
+    return (lo-pad, top+pad),[o for o in every if o>top+pad]
+
+def _label_ends(ax, curves):
+    "Write the names of `curves` at their last points"
+    lo,hi = ax.get_ylim()
+    points,heights,gap = ax.bbox.height*72/ax.figure.dpi,[],11
+    for x,y,name,color in sorted(curves, key=lambda o: o[1]):
+        at = (min(max(y, lo), hi)-lo)/(hi-lo)*points
+        heights.append(max(at, heights[-1]+gap) if heights else at)
+        ax.annotate(name, (x, min(max(y, lo), hi)), (5, heights[-1]-at), textcoords='offset points', color=color,
+            va='center', annotation_clip=False)
+
+# %% ../../nbs/64_runs.folder.ipynb #a8cabd0f
 def plot_log(
     rows:list, # rows from `read_log`
     axs=None, # two matplotlib axes (default: new ones)
 ):
-    "Plot losses and accuracy by epoch"
-    if axs is None: axs = plt.subplots(1, 2, figsize=(9,3), layout='constrained')[1]
-    def curve(k, by=1):
-        rs = [r for r in rows if not math.isnan(r[k])]
-        return [r['epoch']+1 for r in rs],[by*r[k] for r in rs]
-    for k in ('train_loss', 'valid_loss'): axs[0].plot(*curve(k), label=k)
-    axs[1].plot(*curve('accuracy', 100))
+    "Plot losses and accuracies by epoch, with the best epoch"
+    if axs is None: axs = plt.subplots(1, 2, figsize=(9,3.3), layout='constrained')[1]
+    limits,above = _loss_limits(rows)
+    axs[0].set_ylim(*limits)
+    for ax,keys,by in (axs[0], ('train_loss', 'valid_loss'), 1),(axs[1], ('train_accuracy', 'accuracy'), 100):
+        ends = []
+        for k in keys:
+            points = [(r['epoch']+1, by*r[k]) for r in rows if math.isfinite(r.get(k, math.nan))]
+            if not points: continue
+            line, = ax.plot(*zip(*points), marker='o' if len(points)==1 else None)
+            ends.append((*points[-1], 'train' if 'train' in k else 'valid', line.get_color()))
+        _label_ends(ax, ends)
+        if rows: ax.set_xlim(left=0.5)
+        ax.spines[['top', 'right']].set_visible(False)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    best = best_row(rows)
     axs[0].set(xlabel='epoch', ylabel='loss')
-    axs[0].legend()
     axs[1].set(xlabel='epoch', ylabel='accuracy, %')
+    if above: axs[0].set_title(f'off the scale: up to {max(above):.3g}', loc='left', size='medium')
+    if math.isnan(best['accuracy']): return axs
+    axs[1].plot(best['epoch']+1, 100*best['accuracy'], 'o', color='black', zorder=3)
+    axs[1].set_title(f"● best: {best['accuracy']:.2%}, epoch {best['epoch']+1}", loc='left', size='medium')
     return axs
 
+# %% ../../nbs/64_runs.folder.ipynb #5954bab9
 @patch
 def write_log(self:RunFolder, rows):
     "Write `log.csv`"
@@ -94,6 +129,7 @@ def write_log(self:RunFolder, rows):
 def write_curves(self:RunFolder, rows):
     "Write `curves.png`"
     fig = plot_log(rows)[0].figure
+    fig.suptitle(f'{self.path.parent.name}, seed {self.path.name}')
     with atomic_write(self.path/'curves.png', of_run=True) as f: fig.savefig(f, dpi=100, format='png')
     plt.close(fig)
 

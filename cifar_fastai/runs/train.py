@@ -7,16 +7,18 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/runs.train.html.md"""
 # %% auto #0
 __all__ = ['RunLog', 'data_digest', 'environment', 'create_call', 'create_tricks', 'has_second_pass', 'count_passes',
            'estimate_memory', 'available_memory', 'check_memory', 'run_device', 'RunPlan', 'deterministic',
-           'cpu_threads', 'check_name', 'top5', 'run_monitors', 'compile_now', 'train', 'report']
+           'cpu_threads', 'check_name', 'top5', 'run_monitors', 'compile_now', 'expected_seconds', 'describe_run',
+           'train', 'report']
 
 # %% ../../nbs/65_runs.train.ipynb #6b04b5ff
-import hashlib, os, platform, psutil, re, signal, subprocess, time
+import hashlib, math, os, platform, psutil, re, signal, subprocess, sys, time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from fastai.vision.all import *
+from fastcore.imports import IN_NOTEBOOK
 import cifar_fastai
 from ..core import *
 from .config import *
@@ -31,6 +33,7 @@ from ..schedules import *
 from ..callback.mixers import *
 from ..callback.sam import *
 from ..callback.monitor import *
+from ..callback.recorder import *
 from ..learner import *
 from .checkpoint import *
 from .folder import *
@@ -333,6 +336,70 @@ def _run(plan, learn, folder, log, row):
     if folder.state(plan.cfg.epochs)!='finished': raise RunInterrupted(folder, ckpt.signal, plan.cfg.epochs)
     signal.raise_signal(ckpt.signal) # it arrived after the last batch: pass it to the caller, such as a sweep
 
+# %% ../../nbs/65_runs.train.ipynb #3c17c98f
+def _image_seconds(model, x):
+    "Seconds per image of forward and backward passes on the images `x`"
+    model,times = deepcopy(model).train(),[]
+    for _ in range(3):
+        start = time.perf_counter()
+        model(x).sum().backward()
+        if x.is_cuda: torch.cuda.synchronize()
+        times.append(time.perf_counter()-start)
+    return min(times)/len(x)
+
+def expected_seconds(
+    cfg:RunConfig, # configuration of the run
+    learn:Learner, # its Learner
+    epochs:int, # number of epochs to train
+)->float|None: # None where measuring it would take more than a second
+    "Estimate the training time"
+    ds,device = learn.dls.train_ds,learn.dls.device
+    size = tuple(ds.x.shape[-2:])
+    gmacs = float(zoo_contract().get(find_model(cfg.model).name, {}).get('gmacs') or math.inf)
+    n = min(cfg.bs, int((1 if device.type=='cpu' else 100)/max(gmacs, 1e-3))) # images that take a third of a second
+    if n<2 or size!=(32,32) or cfg.compile: return None
+    with no_random(): seconds = _image_seconds(learn.model, torch.randn(n, 3, *size, device=device))
+    return 1.1*seconds*len(ds)*epochs*count_passes(cfg)
+
+# %% ../../nbs/65_runs.train.ipynb #c4289a04
+def _about(s): return f'{s/3600:.1f} h' if s>=5400 else f'{s/60:.0f} min' if s>=90 else f'{max(s, 1):.0f} s'
+
+def describe_run(
+    cfg:RunConfig, # configuration of the run
+    learn:Learner, # its Learner
+    folder, # `RunFolder`
+)->str:
+    "Two lines: network and data, then device, steps, expected time and folder"
+    at,n,device = folder.progress(),torch.get_num_threads(),learn.dls.device
+    params = sum(p.numel() for p in learn.model.parameters())
+    where = torch.cuda.get_device_name(device) if device.type=='cuda' else f"CPU, {n} thread{'s'*(n>1)}"
+    seconds = expected_seconds(cfg, learn, cfg.epochs-(at[0] if at else 0))
+    steps = (f"{cfg.epochs} epoch{'s'*(cfg.epochs>1)} of {len(learn.dls.train):,} steps"
+        + ('' if seconds is None else f', about {_about(seconds)}'))
+    return (f'{cfg.model} ({params:,} parameters) on {cfg.dataset}: {len(learn.dls.train_ds):,} training images, '
+        f"{len(learn.dls.valid_ds):,} {'test' if cfg.valid=='test' else 'validation'} images\n"
+        f"{where}, {cfg.precision}; {f'resumed after {at[0]} of ' if at else ''}{steps}; in {folder.path}/")
+
+# %% ../../nbs/65_runs.train.ipynb #67f29719
+@contextmanager
+def _shown_progress(learn, bar):
+    "Context manager: show bars where there is a terminal, and a table"
+    terminal = bool(sys.stdout) and sys.stdout.isatty()
+    with ContextManagers([learn.no_bar()] if not bar or not (terminal or IN_NOTEBOOK) else []), learn.no_logging():
+        if bar: learn.logger = print if IN_NOTEBOOK else EpochTable(learn)
+        yield
+
+def _finished(folder, bar):
+    "The folder of a run that was finished before, which `bar` says"
+    if not bar: return folder.path
+    started = ''
+    with suppress(UserError): started = re.sub('[TZ]', ' ', folder.environment().get('started', '')).strip()
+    when = f' (started {started} UTC)' if started else ''
+    print(f'{folder.path}/ was trained before{when}: it is not trained again.\n'
+        'To train anew, choose another --seed or --name, or remove the folder;\n'
+        'to train longer, give more --epochs and another --name.')
+    return folder.path
+
 # %% ../../nbs/65_runs.train.ipynb #9c663151
 def train(
     cfg:RunConfig, # configuration of the run
@@ -352,16 +419,17 @@ def train(
     _one_process()
     folder = RunFolder(Path(exps)/check_name(ifnone(name, cfg.name))/str(cfg.seed))
     settings = dict(row=row) | asdict(cfg)
-    if folder.is_finished(settings, resume): return folder.path
+    if folder.is_finished(settings, resume): return _finished(folder, bar)
     if tensorboard: _tensorboard_writer()
     plan = RunPlan(cfg, root, run_device(gpu))
     check_memory(cfg, plan.device)
     with folder.lock(), deterministic(same_bits), cpu_threads(cfg.threads):
-        if folder.is_finished(settings, resume): return folder.path
+        if folder.is_finished(settings, resume): return _finished(folder, bar)
         learn = plan.learner(path=folder.path, metrics=[accuracy, top5])
         files = folder.start_files(settings, environment(learn.dls, same_bits))
         log = RunLog(folder, tensorboard, files, curves, cfg.tta, logits)
-        with ContextManagers([] if bar else [learn.no_bar(), learn.no_logging()]):
+        if bar: print(describe_run(cfg, learn, folder), flush=True)
+        with _shown_progress(learn, bar):
             if cfg.compile: print(f'The network was compiled in {compile_now(learn):.0f} s.')
             _run(plan, learn, folder, log, row)
     return folder.path
@@ -380,7 +448,6 @@ def report(folder)->str:
     selected = ', selected on the test images' if settings.get('valid', 'test')=='test' else ''
     views = f" ({run.test().accuracy:.2%} with test-time augmentation '{tta}')" if tta!='none' else ''
     return (f"accuracy {rows[-1]['accuracy']:.2%} after epoch {rows[-1]['epoch']+1}{views}, {best['accuracy']:.2%} "
-        f"at best (epoch {best['epoch']+1}{selected}); {sum(r['seconds'] for r in rows):.0f} seconds\n"
-        f"{folder}/ contains log.csv (one row per epoch), curves.png, last.safetensors (to "
-        "resume), best.safetensors (weights), "
-        "config.yaml and environment.json")
+        f"at best (epoch {best['epoch']+1}{selected}); {sum(r['seconds'] for r in rows):.0f} s\n"
+        f"{folder}/ contains log.csv (one row per epoch), curves.png,\nbest.safetensors (weights), "
+        "last.safetensors (to resume), config.yaml and environment.json")
