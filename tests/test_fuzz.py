@@ -57,7 +57,7 @@ names = dict(model=models, dataset=['digits'], gpu=['cpu'], weights=['best', 'la
     rows=['3.9/*', '3.1/wideresnet,3.3/*', '*cutmix*'],
     exps=['exps', 'out', 'a/b'], out=['o', 'o.png', 'a/o.json'])
 small = dict(epochs=(1, 2), bs=(8, 64), seed=(0, 99), threads=(1, 2), cutout_length=(0, 40), seeds=(1, 2),
-    workers=(1, 1), num_it=(10, 12),
+    workers=(1, 1), num_it=(30, 32),
     rounds=(1, 1), nw=(0, 4))
 switches = sampled_from([None, 'True', 'False', 'true', 'x', ''])
 numbers = one_of(st.floats(0, 1).map(repr), sampled_from(['0.1', '1', '0', '2']))
@@ -117,7 +117,7 @@ default_out = dict(cifar_train=['exps'], cifar_reproduce=['exps'], cifar_report=
     cifar_lr_find=['lr_find.png'], cifar_bench=['bench.json'],
     cifar_compare=[], cifar_export=[], cifar_zoo=[], cifar_tricks=[], cifar_study=['studies'], cifar_evaluate=[])
 cheap = dict(cifar_train=flags+['--epochs', '1', '--fraction', '0.03'],
-    cifar_lr_find=flags+['--fraction', '0.03', '--num-it', '10'],
+    cifar_lr_find=flags+['--fraction', '0.03', '--num-it', '30'],
     cifar_bench=['--model', 'toynet_s1_k3', '--fraction', '0.02', '--rounds', '1'],
     cifar_study=flags+['--epochs', '1', '--fraction', '0.03', '--seeds', '1', '--gpu', 'cpu'],
     cifar_reproduce=['--rows', '3.1/wideresnet', '--model', 'toynet_s1_k3', '--dataset', 'digits', '--epochs', '1',
