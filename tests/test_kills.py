@@ -2,7 +2,8 @@
 import json, os, random, shutil, signal, time
 from contextlib import suppress
 from pathlib import Path
-import pytest
+import numpy as np, pytest
+from PIL import Image
 from cifar_fastai.runs.folder import RunFolder
 from test_run import as_the_checkpoint_has_it, check_whole, elsewhere, files, last, log, processes # chkstyle: ignore
 
@@ -17,7 +18,8 @@ def state(name):
     res = {o.name:o.read_bytes() for o in Path(f'exps/{name}/666').iterdir()}
     env = json.loads(res['environment.json'])
     env.pop('started')
-    return res | {'environment.json':env, 'log.csv':log(name), 'last.safetensors':as_the_checkpoint_has_it(last(name))}
+    below = np.asarray(Image.open(f'exps/{name}/666/curves.png'))[30:].tobytes() # the title is the name of the run
+    return res | {'environment.json':env, 'log.csv':log(name), 'curves.png':below, 'last.safetensors':as_the_checkpoint_has_it(last(name))}
 
 def assert_same(name):
     a,b = state(name),state('whole')

@@ -108,8 +108,9 @@ def test_on_backbones(name):
     x,learn = torch.rand(2, 3, 32, 32),learner(ShakeDrop(), model)
     with learn.shake_drop.train_context():
         assert sum(len(m._forward_hooks) for m in model.modules())==n>0
-        with torch.no_grad(): assert not torch.equal(model.eval()(x), model(x))
-    with torch.no_grad(): assert torch.equal(model(x), model(x))
+        with torch.no_grad():
+            assert not torch.equal(model.train()(x), model(x)) and torch.equal(model.eval()(x), model(x))
+    assert not any(m._forward_hooks for m in model.modules())
 
 @pytest.mark.parametrize('model,cbs,said', [
     (nn.Linear(2, 2), ShakeDrop(), 'this Linear has none'),

@@ -1,5 +1,5 @@
 'Studies: arms, paired seeds, statistics against scipy and simulation, controls, interruption, several processes'
-import json, math, signal, subprocess, sys, time
+import json, math, psutil, signal, subprocess, sys, time
 from dataclasses import asdict, field, make_dataclass, replace
 from pathlib import Path
 import numpy as np, pytest
@@ -586,22 +586,18 @@ def started(*argv):
     return subprocess.Popen([sys.executable, '-c', 'import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n'+command, *argv],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-def alone(pid):
-    'Has a process no child that runs?'
-    import psutil
-    return not [o for o in psutil.Process(pid).children(recursive=True) if o.status()!=psutil.STATUS_ZOMBIE]
-
 @pytest.mark.parametrize('workers', ['2', '1'])
 def test_interrupted_by_a_signal_to_the_parent(workers):
     'Ctrl-C, or `kill -INT` of the parent alone, ends all processes; their runs can be resumed'
-    import os
     slow = [o if o!='2' else '400' for o in flags]
     argv = ['MixUp()', *slow, '--seeds', '2', '--name', 's', '--workers', workers]
     p = started(*argv)
     while len(list(Path('studies').rglob('log.csv')))<int(workers): time.sleep(0.02)
+    workers_of = psutil.Process(p.pid).children(recursive=True)
     p.send_signal(signal.SIGINT)
     out,err = p.communicate(timeout=60)
-    assert p.returncode==130 and 'Traceback' not in err and alone(os.getpid())
+    assert p.returncode==130 and 'Traceback' not in err
+    assert not [o for o in workers_of if o.is_running() and o.status()!=psutil.STATUS_ZOMBIE]
     assert err.splitlines()[-1]=='cifar-study: studies/s was interrupted with 0 of 4 runs finished: the same command resumes it.'
     begun = [RunFolder(o.parent) for o in Path('studies').rglob('config.yaml')]
     assert len(begun)==int(workers) and {o.state(400) for o in begun}=={'interrupted'}
