@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'short', 'show_path', 'unknown', 'check_range', 'check_bool', 'Registry', 'package_file',
-           'package_rows', 'import_object']
+           'package_rows', 'format_duration', 'import_object']
 
 # %% ../nbs/00_core.ipynb #9e9c38ef
 import csv, math, os, pkgutil, sys
@@ -167,6 +167,13 @@ def package_rows(
 )->list: # of dicts, one a row
     "The rows of a table that comes with the package"
     with open(package_file(name), newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
+
+# %% ../nbs/00_core.ipynb #08054b15
+def format_duration(s:float)->str: # seconds
+    "A duration in seconds, minutes or hours"
+    if s>=3600: return f'{s/3600:.1f} h'
+    minutes,seconds = divmod(round(s), 60)
+    return f'{minutes} min {seconds} s' if minutes else f'{seconds} s'
 
 # %% ../nbs/00_core.ipynb #3ece8407
 def import_object(

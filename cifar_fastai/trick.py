@@ -35,7 +35,7 @@ for epoch in range(n_epoch):
         mix_features  18       # ManifoldMixUp, at a random depth: y becomes class probabilities
         pred = model(x)        # random depth and shaking act inside
         standardize    3       # WeightStandardization: what `average` leaves is standardized
-            # after_pred, after_loss
+        # after_pred, after_loss
         loss = loss_func(pred, y)
         smooth        14       # changes the loss function for the training part of the epoch
         distill       17       # adds a term to it

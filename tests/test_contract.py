@@ -56,7 +56,7 @@ names = sorted(tricks)
 alone = names+list(others)
 sharp = [n for n in names if issubclass(tricks[n], SAM)]
 def sampled(groups, every):
-    'Every so many of the groups; the others are slow tests'
+    'Every n-th group; the others are slow tests'
     return [pytest.param(o, marks=[pytest.mark.slow] if i%every else []) for i,o in enumerate(groups)]
 
 pairs = list(combinations(names, 2))

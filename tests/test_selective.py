@@ -21,7 +21,7 @@ def test_draw(n, keep):
 
 @pytest.mark.parametrize('keep', [0.01, 0.001])
 def test_draw_with_a_large_exponent(keep):
-    'Weights that no float32 holds are told apart'
+    'Weights that underflow in float32 are distinguished'
     assert draw_by_loss(torch.arange(1000.), 3, 1/keep-1, torch.Generator().manual_seed(0)).min()>900
 
 @pytest.mark.parametrize('kwargs,kept', [(dict(start=0.5, end=0.9), [13, 13, 13, 1, 6, 13, 6, 1]),

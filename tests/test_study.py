@@ -707,7 +707,7 @@ def test_a_new_setting_renames_no_arm(monkeypatch):
     assert create_arm('MixUp(0.2)', replace(base, seed=1)).folder==arm.folder
 
 def test_an_edited_module_is_refused(monkeypatch):
-    'Runs of a callback whose source was edited since are not mixed with new ones; nothing is lost, and what to do is said'
+    'Runs of a callback whose source was edited since are not mixed with new ones; nothing is lost, and the message has the next step'
     monkeypatch.syspath_prepend('.')
     source = own.replace('self.loss_grad*self.by', 'self.loss_grad*self.by*{}')
     def written(by):
@@ -747,16 +747,16 @@ def test_a_setting_that_fails_is_not_chosen(monkeypatch):
         open_study('t', create_arms(['MixUp()'], longer), range(2), tune='lr=0.05', gpu='cpu', bar=False)
 
 def test_a_run_without_weights_is_not_evaluated():
-    'What is missing, and how to keep it, is said'
+    'The message names what is missing, and how to keep it'
     s = small('MixUp()', name='s', seeds=1).study
     with pytest.raises(UserError, match='last.safetensors is missing: .* which a study keeps with --weights'):
         evaluate(s.run_folder(s.arms[1], 0).path)
 
-def test_a_callback_that_failed_is_mended(monkeypatch, capsys):
+def test_a_callback_is_fixed_after_it_failed(monkeypatch, capsys):
     'An arm whose runs all failed before their first epoch has no runs of other code'
     monkeypatch.syspath_prepend('.')
     for by in ('self.nothing', '1'):
-        sys.modules.pop('mended', None)
-        Path('mended.py').write_text(own.replace('*self.by', f'*{by}'))
-        res = small('mended:Double()', 'MixUp()', name='s')
+        sys.modules.pop('fixed', None)
+        Path('fixed.py').write_text(own.replace('*self.by', f'*{by}'))
+        res = small('fixed:Double()', 'MixUp()', name='s')
     assert [o.n for o in res.arms]==[2, 2] and "no attribute 'nothing'" in capsys.readouterr().out

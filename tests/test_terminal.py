@@ -53,7 +53,7 @@ def test_no_estimate_where_it_costs(monkeypatch):
     import cifar_fastai.runs.train as run
     from cifar_fastai.runs.config import RunConfig
     def measured(*args): raise AssertionError
-    monkeypatch.setattr(run, '_image_seconds', measured)
+    monkeypatch.setattr(run, 'seconds_per_image', measured)
     learn = run.RunPlan(RunConfig('lenet', 'digits', bs=32), device=torch.device('cpu')).learner()
     for model in ('pyramidnet272', 'torch.nn:Identity'):
         assert run.expected_seconds(RunConfig(model, 'digits'), learn, 1) is None

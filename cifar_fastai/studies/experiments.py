@@ -225,15 +225,10 @@ def image_seconds(
     n:int=8, # number of images per step
 )->float: # seconds per image
     "Estimate the training time per image"
-    import time, torch
+    import torch
+    from cifar_fastai.runs.train import seconds_per_image
     from cifar_fastai.zoo.registry import create_model
-    net,times = create_model(model).to(device),[]
-    for _ in range(3):
-        start = time.perf_counter()
-        net(torch.randn(n, 3, 32, 32, device=device)).sum().backward()
-        if torch.device(device).type=='cuda': torch.cuda.synchronize()
-        times.append(time.perf_counter()-start)
-    return min(times)/n
+    return seconds_per_image(create_model(model).to(device), torch.randn(n, 3, 32, 32, device=device))
 
 def estimate(
     jobs:list, # list of `Job`

@@ -462,7 +462,7 @@ _views = ('The published figure of a fast recipe is a mean after the last epoch,
 _verdicts = ('Differences are in percentage points, after the last epoch, from the baseline row of the table, '
     'paired by seed, with 95% intervals that are not adjusted. The verdict is the paired t-test at 5%, adjusted by '
     "Holm's method for the rows of one baseline; it holds if the number of seeds was fixed before any result was "
-    'looked at. Detectable is the effect that so many pairs find with 80% probability.')
+    'looked at. Detectable is the effect that this number of pairs detects with 80% probability.')
 
 def _looking(n):
     "What looking early does to a verdict over `n` pairs"
