@@ -1,5 +1,5 @@
 'Studies: arms, paired seeds, statistics against scipy and simulation, controls, interruption, several processes'
-import json, math, psutil, signal, subprocess, sys, time
+import json, math, psutil, shutil, signal, subprocess, sys, time
 from dataclasses import asdict, field, make_dataclass, replace
 from pathlib import Path
 import numpy as np, pytest
@@ -675,11 +675,16 @@ def test_finished_by_another_process(outcome, monkeypatch):
     assert before=={o:o.stat().st_mtime_ns for o in Path('studies/s/runs').rglob('*') if o.is_file()}
 
 def test_weights_are_kept(capsys):
-    'If asked for, and those of teachers; what a killed process left is removed by the next one'
-    small('MixUp()', name='a', weights=True)
+    'If asked for once, and those of teachers; what a killed process left is removed by the next one'
+    res = small('MixUp()', name='a', weights=True)
     assert len(weights('studies/a'))==8
     small('MixUp()', name='a')
-    assert not weights('studies/a')
+    assert len(weights('studies/a'))==8
+    small('MixUp()', name='d')
+    killed = res.study.run_folder(res.study.arms[1], 0).path/'last.safetensors'
+    shutil.copy(killed, Path('studies/d')/killed.relative_to('studies/a'))
+    small('MixUp()', name='d')
+    assert not weights('studies/d')
     small("KD('toynet_s1_k3')", name='b', seeds=1)
     assert [o.split('/')[1].startswith('model-toynet') for o in weights('studies/b')]==[True]*2
     cifar_study(argv=['MixUp()', *flags, '--seeds', '1', '--name', 'c', '--weights'])

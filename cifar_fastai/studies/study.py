@@ -310,7 +310,7 @@ def _study(path, d):
         assert isinstance(d.get('sources') or {}, dict)
     except (KeyError, TypeError, ValueError, AssertionError) as e:
         raise UserError(f'{path} is not a valid study{f": {e}" if isinstance(e, UserError) else "."}') from None
-    return Study(Path(path), base, arms, seeds, declared, tuning, outcome, logits, d.get('weights', False),
+    return Study(Path(path), base, arms, seeds, declared, tuning, outcome, logits, d.get('weights', True),
         d.get('sources'))
 
 def read_study(folder)->Study:
@@ -344,7 +344,8 @@ def open_study(
             raise UserError(f'{folder} was not tuned on this grid: give this study another name.')
         known = [old.base, *(create_arm(a.name, old.base).config for a in old.arms[1:])]
         added = [a for a in arms if a.config not in known]
-        new = replace(old, arms=[*old.arms, *added], seeds=sorted({*old.seeds, *seeds}), weights=weights)
+        new = replace(old, arms=[*old.arms, *added], seeds=sorted({*old.seeds, *seeds}),
+            weights=weights or old.weights)
         if added and old.tuning: raise UserError(f'{folder} was tuned: arms cannot be added to it.')
     elif tune and write: new = _tuned(new, tune, **kwargs)
     new = _with_sources(new)
