@@ -82,7 +82,9 @@ def _add(group, f, required):
     if f.type is list: kwargs['nargs'] = '*'
     elif not required: kwargs['nargs'] = '?'
     group.add_argument(f.name, **kwargs)
+    if f.name=='arms': group.add_argument('--arm', action='append', help='an arm; the same as without --arm')
 
+# %% ../nbs/90_cli.ipynb #9fdd7260
 def _parse(
     func, # the command
     groups:dict, # title -> flags
@@ -103,7 +105,9 @@ def _parse(
     args,extra = p.parse_known_intermixed_args([_dashes(o) for o in (sys.argv[1:] if argv is None else argv)])
     names = [f"--{f.name.replace('_', '-')}" for flags in groups.values() for f in flags if not f.positional]
     if extra: p.error(str(unknown('flag' if extra[0].startswith('-') else 'argument', extra[0], names)))
-    return vars(args)
+    res = vars(args)
+    if 'arm' in res: res['arms'] = [*res.get('arms', []), *res.pop('arm')]
+    return res
 
 # %% ../nbs/90_cli.ipynb #b808b32c
 def _from_file(path, flags):

@@ -14,7 +14,7 @@ from cifar_fastai.studies.evaluate import corruptions, evaluate
 from cifar_fastai.studies.report import read_run
 from cifar_fastai.studies.stats import bootstrap_difference, detectable, holm, mcnemar, outperforms, paired_p
 from cifar_fastai.studies.study import (Study, create_arm, create_arms, load_study, open_study, pack_study, read_study,
-    run_study, study, study_plan, study_result, train_jobs)
+    run_study, unpack_study, study, study_plan, study_result, train_jobs)
 
 base = RunConfig(model='lenet', dataset='digits', fraction=0.1, bs=32, epochs=2, valid_every=2, threads=1, lr=0.05,
     schedule='onecycle')
@@ -191,6 +191,8 @@ def test_failed_run(capsys):
     res = study_result(s)
     assert 'failed' in capsys.readouterr().out and res.arms[0].missing and res.arms[1].n==3
 
+def shown(res): return ' '.join(str(res).split())
+
 def results(s): return {(a.name, k):(s.run_folder(a, k).path/'test.safetensors').read_bytes() for a in s.arms for k in s.seeds}
 
 def test_interrupted(tmp_path):
@@ -213,6 +215,50 @@ def test_packed():
     a,b = load_study('s'),load_study('p.safetensors')
     assert a.columns==b.columns and a.caption==b.caption and a.arms==b.arms and a.notes()==b.notes() and a.run_frame.equals(b.run_frame)
     assert Path('p.safetensors').stat().st_size<30_000
+
+def test_unpacked():
+    'The folder of a packed study has the same files, knows its teachers, and goes on with more seeds'
+    s = done('s', ['MixUp()', "KD('toynet_s1_k3')"], range(2), logits=True)
+    pack_study(s, 'p.safetensors', logits=['MixUp()'])
+    again = unpack_study('p.safetensors', 't')
+    assert not again.missing() and again.digest==s.digest and again.declared==s.declared
+    for a,b in zip([*s.arms, *s.teachers.values()], [*again.arms, *again.teachers.values()]):
+        for k in range(2):
+            x,y = s.run_folder(a, k),again.run_folder(b, k)
+            for o in ('config.yaml', 'environment.json', 'log.csv'):
+                assert (x.path/o).read_bytes()==(y.path/o).read_bytes(), (x, o)
+            assert (y.test().logits is not None)==(a.name=='MixUp()')
+            assert np.array_equal(x.test().correct, y.test().correct)
+            assert np.array_equal(x.test().log_likelihood, y.test().log_likelihood)
+    a,b = study_result(s),study_result(again)
+    assert a.columns==b.columns and a.run_frame.equals(b.run_frame) and a.run_frame.ece.notna().all()
+    run_study(open_study('t', create_arms(['MixUp()'], base), range(3), logits=True), gpu='cpu', bar=False)
+    more = done('u', ['MixUp()'], range(2, 3), logits=True)
+    assert results(more).items()<=results(read_study('t')).items()
+    with pytest.raises(UserError, match='t exists: unpack the study into a new folder'): unpack_study('p.safetensors', 't')
+
+def test_error_of_calibration_from_logits():
+    'From stored logits, as from the weights'
+    res = small('LabelSmoothing()', name='s', logits=True, weights=True)
+    row = evaluate(res.study.run_folder(res.study.arms[1], 0).path).rows[0]
+    assert res.runs['LabelSmoothing()'][0]['measures']['ece']==pytest.approx(row['ece'], rel=5e-3)
+
+def test_without():
+    'A trick of the baseline is left out'
+    b = replace(base, tricks=['MixUp()', 'EMA()'])
+    assert create_arm('without=EMA', b).config.tricks==['MixUp()']
+    assert create_arm('without=EMA,MixUp lr=0.3 SAM()', b).config==replace(base, tricks=['SAM()'], lr=0.3)
+    with pytest.raises(UserError, match='without=.?Flip.?: the tricks of the baseline are EMA, MixUp'): create_arm('without=Flip', b)
+    with pytest.raises(UserError, match='the tricks of the baseline are none'): create_arm('without=Flip', base)
+
+def test_arm_flag(capsys):
+    'Arms with and without the flag'
+    plan = [*flags, '--seeds', '2', '--dry-run']
+    def said(*argv):
+        cifar_study(argv=[*argv, *plan])
+        return capsys.readouterr().out.splitlines()[0]
+    assert said('MixUp()', '--arm', 'lr=0.2', '--arm', 'SAM()')==said('MixUp()', 'lr=0.2', 'SAM()')
+    assert said('--arm', 'lr=0.2')==said('lr=0.2')
 
 @pytest.mark.parametrize('damage', [lambda d: d.pop('arms'), lambda d: d.update(arms=['MixUp(']), lambda d: d.update(seeds='x'),
     lambda d: d.update(protocol=dict(model='nope')), lambda d: d.update(declared={}), lambda d: d.update(sources=['x']), lambda d: d['declared'].update(arms=['EMA()'])])
@@ -327,7 +373,7 @@ def test_tuned():
     run_study(s, gpu='cpu', bar=False)
     again = open_study('s', create_arms(['MixUp()'], longer), range(3), tune='lr=1e-5,0.05')
     assert again.tuning==s.tuning and [a.config.lr for a in again.arms]==[0.05]*2 and len(again.seeds)==3
-    notes = ' '.join(study_result(s).notes())
+    notes = shown(study_result(s))
     assert '2 settings x 2 seeds for every arm (8 runs' in notes and 'MixUp() lr=0.05' in notes
     with pytest.raises(UserError, match='was tuned: arms cannot be added'): open_study('s', create_arms(['SAM()'], longer), range(2))
 
@@ -550,8 +596,8 @@ def test_interaction_in_any_order():
     res = small('MixUp()', 'SAM()', 'SAM() MixUp()', seeds=3)
     both,a,b,none = (np.array([res.runs[k][s]['accuracy'] for s in range(3)])
         for k in ('SAM() MixUp()', 'MixUp()', 'SAM()', 'baseline'))
-    said = next(o for o in res.notes() if 'single effects' in o)
-    assert f'is {(both-a-b+none).mean():+.1f}' in said and said.startswith('SAM() MixUp(): ')
+    at = f'SAM() MixUp(): its effect minus the sum of the single effects is {(both-a-b+none).mean():+.1f}'
+    assert at in shown(res) and at in ' '.join(res.text('h1', 'list').split())
 
 def test_plan_counts_passes(monkeypatch):
     'The time of an arm with two passes counts twice, and only missing runs count'
@@ -747,7 +793,7 @@ def test_a_setting_that_fails_is_not_chosen(monkeypatch):
     assert s.tuning['chosen']=={'baseline':dict(lr=1e-5), 'MixUp()':dict(lr=1e-5)} and s.tuning['runs']==6
     assert s.tuning['failed']==['lr=0.05', 'MixUp() lr=0.05']
     run_study(s, gpu='cpu', bar=False)
-    assert 'Not chosen, since a run failed: lr=0.05; MixUp() lr=0.05.' in ' '.join(study_result(s).notes())
+    assert 'Not chosen, since a run failed: lr=0.05; MixUp() lr=0.05.' in shown(study_result(s))
     with pytest.raises(UserError, match='baseline fails with every setting of the grid'):
         open_study('t', create_arms(['MixUp()'], longer), range(2), tune='lr=0.05', gpu='cpu', bar=False)
 

@@ -137,7 +137,7 @@ def effect_columns(
 )->dict: # heading -> cells
     "Difference, p-value, verdict and detectable effect of arms, as columns of a table; empty ones are left out"
     def cells(f, text=lambda r: ''): return [text(r) if isinstance(r, str) else f(r) for r in arms]
-    def found(r): return f'{r.detectable:.{digits}f}' if r.verdict=='cannot be told' else ''
+    def found(r): return f'{r.detectable:.{digits}f}' if r.verdict=='cannot be told' and r.detectable else ''
     def difference(r): return difference_text(r.difference, digits) if r.n else 'no seed in common'
     res = {'difference (unadjusted)':cells(difference, str), 'p, Holm':cells(lambda r: p_text(r.adjusted)),
         'verdict':cells(lambda r: r.verdict), 'detectable':cells(found)}

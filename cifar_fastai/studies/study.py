@@ -7,16 +7,17 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.study.html.md"""
 # %% auto #0
 __all__ = ['Arm', 'create_arm', 'teacher_name', 'with_teacher', 'create_arms', 'Study', 'read_study', 'open_study', 'train_jobs',
            'StudyInterrupted', 'run_study', 'parse_grid', 'tuning_study', 'tune_arms', 'study_runs', 'StudyResult',
-           'study_result', 'pack_study', 'load_study', 'study_plan', 'study_config', 'study_name', 'study']
+           'study_result', 'pack_study', 'load_study', 'unpack_study', 'study_plan', 'study_config', 'study_name',
+           'study']
 
 # %% ../../nbs/77_studies.study.ipynb #c47503aa
-import ast, gc, hashlib, json, math, re, sys
+import ast, gc, hashlib, json, math, re, sys, zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, product
 from functools import cache, cached_property, partial
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..core import *
 from ..serialize import *
@@ -81,6 +82,16 @@ def _split_arm(text):
     return settings,parse_calls(' '.join(calls), 'arm')
 
 # %% ../../nbs/77_studies.study.ipynb #4280f5b3
+def _without(cfg, names):
+    "The configuration without some of its tricks"
+    calls = [c for s in cfg.tricks for c in parse_calls(s)]
+    for n in filter(None, str(names).split(',')):
+        if n not in [c.name for c in calls]:
+            has = ', '.join(c.name for c in calls) or 'none'
+            raise UserError(f'without={short(n)}: the tricks of the baseline are {has}.')
+        calls = [c for c in calls if c.name!=n]
+    return replace(cfg, tricks=[*map(str, calls)]) if names else cfg
+
 def create_arm(
     text:str, # tricks as calls, or `setting=value`
     base:RunConfig, # the baseline
@@ -91,6 +102,7 @@ def create_arm(
     text = ' '.join(text.split())
     settings,calls = _split_arm(re.sub(r' ?= ?', '=', text.removeprefix('baseline ')))
     if not (settings or calls): raise UserError('An arm is empty: write "MixUp(0.2)" or "lr=0.2", for example.')
+    changed,base = base,_without(base, settings.pop('without', ''))
     own = {k:v for k,v in settings.items() if k not in [f.name for f in fields(PublishedTricks)]}
     cfg = base.override(**own)
     for k,v in settings.items():
@@ -537,12 +549,21 @@ def _result_of(arm, seed, test, run, seconds, outcome, measures):
     return dict(arm=arm, seed=seed, accuracy=100*test.accuracy, nll=values['nll'], value=value, seconds=seconds,
         test=test, run=run, measures=measures)
 
+def _logit_measures(test):
+    "The calibration error, if the logits are stored"
+    if test.logits is None: return {}
+    from cifar_fastai.studies.evaluate import calibration_error
+    probs = torch.from_numpy(test.logits).float().softmax(1)
+    top = probs.argmax(1)
+    y = torch.where(torch.from_numpy(test.correct), top, (top+1) % probs.shape[1]) # any other class
+    return dict(ece=calibration_error(probs, y))
+
 def _read_run(study, arm, seed):
     "Results of a run; None if it is not finished"
     if not study.is_done(arm, seed): return None
     folder,t = study.run_folder(arm, seed),study.teacher(arm)
     run,test = folder.read(),folder.test()
-    measures = read_json(folder.path/'measures.json') if study.outcome in _measured else {}
+    measures = read_json(folder.path/'measures.json') if folder.has('measures.json') else _logit_measures(test)
     seconds = run_seconds(run) + (run_seconds(study.run_folder(t, seed).read()) if t else 0)
     try: return _result_of(arm.name, seed, test, run, seconds, study.outcome, measures)
     except (KeyError, TypeError, ValueError):
@@ -654,7 +675,7 @@ def _sentence(r, n_arms, unit, digits):
     res = f'{r.name}: {r.verdict}, {difference_text(r.difference, digits)} {unit} over {r.n} paired seeds'
     res += ' (95% interval, unadjusted)'
     res += f', p = {p_text(r.adjusted)}'.replace('= <', '< ') + (f' adjusted for {n_arms} arms' if n_arms>1 else '')
-    if r.verdict!='cannot be told': return res+'.'
+    if r.verdict!='cannot be told' or not r.detectable: return res+'.' # equal in every seed
     return f'{res}; an effect of {r.detectable:.{digits}f} {unit} would have been found with 80% probability.'
 
 def _looks_note(study):
@@ -665,7 +686,7 @@ def _looks_note(study):
 
 @patch
 def notes(self:StudyResult)->list: # of sentences
-    "Sentences on verdicts, additions and combinations"
+    "Sentences on verdicts, additions and images"
     res = [_sentence(o, len(self.arms), self.outcome.unit, self.digits) for o in self.arms]
     if self.more_seeds:
         found = '; '.join(f'{o.name} {difference_text(o.difference, self.digits)}' for o in self.more_seeds)
@@ -676,8 +697,7 @@ def notes(self:StudyResult)->list: # of sentences
     if self.added:
         found = '; '.join(f'{o.name} {difference_text(o.difference, self.digits)}, {o.verdict}' for o in self.added)
         res.append(f'Added after the declaration, adjusted among themselves: {found}.')
-    res += _image_note(self.arms) + _tuning_note(self.study.tuning)
-    return [*res, *_interactions(self)]
+    return res + _image_note(self.arms)
 
 # %% ../../nbs/77_studies.study.ipynb #1b1cb7de
 def _image_note(arms):
@@ -749,6 +769,7 @@ def blocks(self:StudyResult):
     yield 'h1','Study: '+', '.join(o.name for o in self.arms)
     yield 'p',self.title
     yield 'table',self.columns,self.caption
+    for o in [*_tuning_note(self.study.tuning), *_interactions(self)]: yield 'p',o
     names = [o.name for o in self.added]
     later = [*(replace(o, verdict='') for o in self.more_seeds if o.name not in names), *self.added]
     for heading,arms in {_equal:self.equal_time, _later:later}.items():
@@ -757,20 +778,27 @@ def blocks(self:StudyResult):
     yield 'list',self.notes()
 
 # %% ../../nbs/77_studies.study.ipynb #1b524a45
+def _packed(r, logits):
+    "What is kept of a run"
+    t,run = r['test'],r['run']
+    images = dict(n=len(t.correct), correct=np.packbits(t.correct), ll=t.log_likelihood, labels=t.labels)
+    text = zlib.compress((run.folder/'log.csv').read_bytes(), 9)
+    facts = dict(config=run.config, environment=run.environment, last=run.log[-1], log=np.frombuffer(text, np.uint8))
+    if logits and t.logits is not None: images['logits'] = t.logits
+    return {k:r[k] for k in ('arm', 'seed', 'seconds', 'measures')} | images | facts
+
 def pack_study(
     study:Study, # with finished runs
     path, # file to write; ends in .safetensors
+    logits=True, # keep the logits of the test images, if they were stored? Or the names of the arms to keep them of
 ):
     "Write the results of a study to one file"
-    def packed(r):
-        t,run = r['test'],r['run']
-        images = dict(n=len(t.correct), correct=np.packbits(t.correct), ll=t.log_likelihood, labels=t.labels)
-        facts = dict(config=run.config, environment=run.environment, last=run.log[-1])
-        if t.logits is not None: images['logits'] = t.logits
-        return {k:r[k] for k in ('arm', 'seed', 'seconds', 'measures')} | images | facts
     check_output(path)
-    runs = [packed(r) for o in study_runs(study).values() for r in o.values()]
-    save_tree(path, dict(study=_facts(study), runs=runs))
+    def keeps(name): return logits if isinstance(logits, bool) else name in logits
+    runs = [_packed(r, keeps(name)) for name,o in study_runs(study).items() for r in o.values()]
+    apart = [t for k,t in study.teachers.items() if k not in [a.folder for a in study.arms]]
+    taught = [_packed(r, False) for t in apart for s in study.seeds if (r := _read_run(study, t, s))]
+    save_tree(path, dict(study=_facts(study), runs=runs, teachers=taught))
 
 def _unpacked(r, path, outcome):
     test = TestResult(np.unpackbits(r['correct'], count=r['n']).astype(bool), r['ll'], r['labels'], r.get('logits'))
@@ -791,6 +819,30 @@ def load_study(
         for r in d['runs']: runs[r['arm']][r['seed']] = _unpacked(r, path, s.outcome)
     except (KeyError, TypeError, ValueError, AttributeError): raise UserError(f'{path} is not a valid study.') from None
     return _result(s, runs)
+
+# %% ../../nbs/77_studies.study.ipynb #7086041e
+def _unpack_run(folder, r):
+    "Write the files of a run; `test.safetensors`, which makes it a finished one, last"
+    folder.path.mkdir(parents=True)
+    for name,text in folder.start_files(r['config'], r['environment']).items(): folder.write(name, text)
+    folder.write('log.csv', zlib.decompress(r['log'].tobytes()).decode())
+    if r['measures']: folder.write('measures.json', json.dumps(r['measures'], indent=1)+'\n')
+    tensors = dict(correct=r['correct'], log_likelihood=r['ll'], logits=r.get('logits'))
+    save_tensors(folder.path/'test.safetensors',
+        {k:torch.from_numpy(v) for k,v in tensors.items() if v is not None}, dict(labels=r['labels']))
+
+def unpack_study(
+    path, # file that `pack_study` wrote
+    folder, # of the study; must not exist
+)->Study:
+    "Make the folder of a packed study, which can be continued"
+    folder = Path(folder)
+    if folder.exists(): raise UserError(f'{folder} exists: unpack the study into a new folder.')
+    study,d = replace(load_study(path).study, folder=folder),load_tree(path)
+    arms = {a.name:a for a in [*study.arms, *study.teachers.values()]}
+    for r in [*d['runs'], *d.get('teachers', [])]: _unpack_run(study.run_folder(arms[r['arm']], r['seed']), r)
+    with atomic_write(folder/'study.json', 'w') as f: f.write(json.dumps(_facts(study), indent=1)+'\n')
+    return study
 
 # %% ../../nbs/77_studies.study.ipynb #5264371c
 def study_plan(
