@@ -15,6 +15,7 @@ from statistics import median
 from torch.profiler import ProfilerActivity, profile
 from fastai.vision.all import *
 from .core import *
+from .devices import *
 from .trick import *
 from .serialize import *
 from .data.loaders import *
@@ -35,16 +36,17 @@ from .learner import *
 def _seconds(f):
     "Wall time of `f`, with device synchronisation, and CPU time of this process and of those that it started"
     def now(): return np.array([time.perf_counter(), time.process_time()+sum(os.times()[2:4])])
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    def wait(): return torch.accelerator.synchronize() if torch.accelerator.is_available() else None
+    wait()
     start = now()
     f()
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    wait()
     return now()-start
 
 # %% ../nbs/80_bench.ipynb #e7647160
 def gpu_figures(
     f, # function of no arguments
-)->dict: # peak_memory_mib; idle, 0 to 1; empty without a GPU
+)->dict: # peak_memory_mib; idle, 0 to 1; empty without a CUDA GPU
     "Peak memory of `f`, and the share of its time in which the GPU runs no kernel"
     if not torch.cuda.is_available(): return {}
     torch.cuda.reset_peak_memory_stats()
@@ -73,8 +75,7 @@ def time_interleaved(
 # %% ../nbs/80_bench.ipynb #9ec46427
 def machine()->dict:
     "Processor or GPU, threads and versions"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()+' CPU'
-    return dict(device=device, threads=torch.get_num_threads(), torch=torch.__version__,
+    return dict(device=device_name(as_device()), threads=torch.get_num_threads(), torch=torch.__version__,
         python=platform.python_version())
 
 # %% ../nbs/80_bench.ipynb #e05e2e2e

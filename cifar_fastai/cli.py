@@ -67,7 +67,7 @@ def _dashes(arg):
 class _Parser(argparse.ArgumentParser):
     def error(self, msg): self.exit(2, f"{self.prog}: {msg if len(msg)<300 else f'{msg[:200]}...'}\n")
 
-_aliases = dict(lr=['--learning-rate'])
+_aliases = dict(lr=['--learning-rate'], device=['--gpu'])
 _places = ("Data sets are searched in --root or CIFAR_FASTAI_DATA, then in fastai's folders (~/.fastai), to which they "
     'are downloaded. Decoded images are cached in CIFAR_FASTAI_CACHE (default: ~/.fastai/cifar_fastai): 180 MB for '
     'CIFAR. The cache can be deleted at any time.')
@@ -133,8 +133,7 @@ def _check_value(f, v):
     if f.type is not list: check_setting(f.name, v, False if f.type is bool else f.default)
     if f.name=='root' and not Path(v).exists():
         raise UserError(f'root is {short(v)}, which does not exist: it must be a folder or an archive.')
-    if f.name=='gpu' and not re.fullmatch('cpu|[0-9]{1,4}', v):
-        raise UserError(f'gpu is {short(v)}: it must be the index of a GPU, or cpu.')
+    if f.name=='device': check_device(v)
 
 # %% ../nbs/90_cli.ipynb #07b3fa97
 def _is_named(dataset):
@@ -268,7 +267,7 @@ def cifar_train(
     root:str=None, # folder or archive of a named data set
     exps:str='exps', # folder that holds the runs
     resume:bool=False, # resume an interrupted run?
-    gpu:str=None, # index of the GPU, or cpu (default: the first GPU, if available)
+    device:str=None, # cpu, cuda, cuda:1 or mps (default: the first GPU, if available)
     deterministic:bool=False, # use deterministic GPU kernels, where available?
     tensorboard:bool=False, # also write TensorBoard event files?
     nw:int=None, # ignored: data loading uses no worker processes
@@ -278,7 +277,7 @@ def cifar_train(
     from cifar_fastai.runs.train import report, train
     if nw is not None: print('cifar-train: --nw is ignored: data loading uses no worker processes.', file=sys.stderr)
     if row and not name: name = run_name(experiment(row), cfg)
-    print(report(train(cfg, name, root, exps, resume, row, gpu, tensorboard, deterministic)))
+    print(report(train(cfg, name, root, exps, resume, row, device, tensorboard, deterministic)))
 
 # %% ../nbs/90_cli.ipynb #4bb57df1
 @command(config=True)
@@ -286,7 +285,7 @@ def cifar_lr_find(
     cfg, # `RunConfig` of the run
     row:str=None, # published experiment to start from, such as 3.9/ss64_cm
     root:str=None, # folder or archive of a named data set
-    gpu:str=None, # index of the GPU, or cpu (default: the first GPU, if available)
+    device:str=None, # cpu, cuda, cuda:1 or mps (default: the first GPU, if available)
     num_it:int=100, # number of steps
     out:str='lr_find.png', # file for the plot
 ):
@@ -296,7 +295,7 @@ def cifar_lr_find(
     from cifar_fastai.runs.train import RunPlan, run_device
     from cifar_fastai.serialize import atomic_write, check_output
     check_output(out)
-    learn = RunPlan(cfg, root, run_device(gpu)).learner()
+    learn = RunPlan(cfg, root, run_device(device)).learner()
     try:
         with learn.no_bar(): found = learn.lr_find(num_it=num_it, suggest_funcs=(valley, slide))
     except IndexError: # fewer than `slide` compares
@@ -329,7 +328,7 @@ def cifar_reproduce(
     dataset:str=None, # data set, or folder or archive of images
     root:str=None, # folder or archive of a named data set
     exps:str='exps', # folder that holds the runs
-    gpu:str=None, # index of the GPU, or cpu (default: one process per GPU)
+    device:str=None, # cpu, cuda, cuda:1 or mps (default: one process per GPU)
     workers:int=None, # number of processes that share the runs (default: one per GPU, at least one)
     dry_run:bool=False, # only list the runs, and estimate their time?
 ):
@@ -339,14 +338,14 @@ def cifar_reproduce(
     changes = dict(epochs=epochs, fraction=fraction, model=model, bs=bs, lr=lr, precision=precision,
         valid_every=valid_every, dataset=dataset)
     jobs = plan(select_experiments(table, rows, all), seeds, exps, **changes)
-    check_jobs(jobs, root, gpu, data=not dry_run)
-    if dry_run: return print(_dry(jobs, root, gpu))
-    if n := worker_count(workers, gpu):
+    check_jobs(jobs, root, device, data=not dry_run)
+    if dry_run: return print(_dry(jobs, root, device))
+    if n := worker_count(workers, device):
         flags = _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, workers=1, **changes)
-        code = run_workers(n, 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()', flags, gpu)
+        code = run_workers(n, 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()', flags, device)
         if code>128: print('cifar-reproduce: interrupted: the same command resumes it.', file=sys.stderr)
         sys.exit(code)
-    failed = reproduce(jobs, exps, root, gpu)
+    failed = reproduce(jobs, exps, root, device)
     for name,why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
     if failed: sys.exit(1)
 
@@ -362,10 +361,10 @@ def _listed(rows):
 def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.items() if v is not None]
 
 # %% ../nbs/90_cli.ipynb #7dbf63da
-def _dry(jobs, root, gpu):
+def _dry(jobs, root, device):
     "Table of runs with their states and estimated times on one device"
     from cifar_fastai.studies.experiments import estimate
-    times = estimate(jobs, root, gpu)
+    times = estimate(jobs, root, device)
     def described(t): return t if isinstance(t, str) else '' if not t else f'about {format_duration(t)}'
     rows = [dict(row=j.row.id, seed=j.config.seed, state=j.state, time=described(t)) for j,t in zip(jobs, times)]
     total = sum(t for t in times if not isinstance(t, str))
@@ -389,7 +388,7 @@ def cifar_study(
     weights:bool=False, # keep the weights of finished runs? cifar-evaluate and cifar-export need them
     row:str=None, # published experiment to use as the baseline, such as 3.9/ss64_orgin
     root:str=None, # folder or archive of a named data set
-    gpu:str=None, # index of the GPU, or cpu (default: one process per GPU)
+    device:str=None, # cpu, cuda, cuda:1 or mps (default: one process per GPU)
     workers:int=None, # number of processes that share the runs (default: one per GPU, at least one)
     dry_run:bool=False, # only list the runs, and what this number of seeds can detect?
     sources:dict=None, # where each setting of the baseline comes from, see `resolve_config`
@@ -397,13 +396,13 @@ def cifar_study(
     "Compare tricks or settings with a baseline over paired seeds"
     from cifar_fastai.studies import study
     given = [k for k,v in (sources or {}).items() if v!='default' and not v.startswith('row ')]
-    cfg = study.study_config(cfg, gpu, given)
+    cfg = study.study_config(cfg, device, given)
     found = study.create_arms(arms, cfg, pairs, equal_time, root=root)
     folder = Path(studies)/(name or study.study_name(cfg))
     s = study.open_study(folder, found, range(first_seed, first_seed+seeds), not dry_run, tune, outcome, logits,
-        weights, tune_seeds=tune_seeds, root=root, gpu=gpu, workers=workers)
-    if dry_run: return print(study.study_plan(s, gpu, root, workers, tune, tune_seeds))
-    study.run_study(s, root, gpu, workers)
+        weights, tune_seeds=tune_seeds, root=root, device=device, workers=workers)
+    if dry_run: return print(study.study_plan(s, device, root, workers, tune, tune_seeds))
+    study.run_study(s, root, device, workers)
     res = study.study_result(s)
     res.save()
     print(f"{res.text('h1', 'list')}\n\n{folder}/: report.html, forest.png, study.csv, and the {s.done()} runs")
@@ -455,10 +454,11 @@ def cifar_evaluate(
     test:str=None, # other test images: cifar10.1, cifar10.1_v4, cifair10, cifair100, or any data set, folder or archive
     corrupted:str=None, # accuracy under the corruptions of cifar10c, cifar100c, or a folder or archive of their files
     precision:str=None, # fp32, bf16 or fp16 (default: of each run, as in its validation)
+    device:str=None, # cpu, cuda, cuda:1 or mps (default: the first GPU, if available)
 ):
     "Evaluate runs on their test images, or on those of another data set: accuracy, calibration, robustness"
     from cifar_fastai.studies.evaluate import evaluate
-    e = evaluate(runs, tta, robustness, weights, root, test, corrupted, precision)
+    e = evaluate(runs, tta, robustness, weights, root, test, corrupted, precision, device)
     print(e)
     if out: print(f"{', '.join(map(str, e.save(out)))}")
 

@@ -6,10 +6,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/core.html.md"""
 
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'short', 'show_path', 'unknown', 'check_range', 'check_bool', 'Registry', 'package_file',
-           'package_rows', 'format_duration', 'import_object']
+           'package_rows', 'check_device', 'format_duration', 'import_object']
 
 # %% ../nbs/00_core.ipynb #9e9c38ef
-import csv, math, os, pkgutil, sys
+import csv, math, os, pkgutil, re, sys
 from difflib import get_close_matches
 from importlib import import_module
 from numbers import Integral, Real
@@ -167,6 +167,16 @@ def package_rows(
 )->list: # of dicts, one a row
     "The rows of a table that comes with the package"
     with open(package_file(name), newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
+
+# %% ../nbs/00_core.ipynb #ad4f49f0
+def check_device(
+    name:str, # cpu, cuda, cuda:1 (or 1), mps
+)->str: # as torch names it
+    "Raise `UserError` unless `name` is that of a device"
+    if m := re.fullmatch('(cuda:)?([0-9]{1,4})', str(name)): return f'cuda:{int(m[2])}'
+    if name in ('cpu', 'cuda', 'mps'): return name
+    if name=='gpu': raise UserError("There is no device 'gpu': did you mean 'cuda', or 'mps' on a Mac?")
+    raise unknown('device', name, ['cpu', 'cuda', 'cuda:1', 'mps'])
 
 # %% ../nbs/00_core.ipynb #08054b15
 def format_duration(s:float)->str: # seconds

@@ -135,8 +135,23 @@ def _lacks_bf16():
     checks = [getattr(torch.cpu, o, bool) for o in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')]
     return platform.machine() in ('x86_64', 'AMD64') and not any(f() for f in checks)
 
+def _check_precision(precision, device):
+    "Refuse a precision that a device does not have: a product and a step are tried"
+    dtype,scaler = dict(bf16=torch.bfloat16, fp16=torch.float16)[precision],torch.GradScaler(device.type)
+    w = nn.Parameter(torch.ones(2, 2, device=device))
+    try:
+        with torch.autocast(device.type, dtype): y = w@w
+        if y.dtype!=dtype: raise TypeError(f'products are {y.dtype}')
+        if precision=='bf16': return
+        scaler.scale(y.sum()).backward()
+        scaler.step(torch.optim.SGD([w], lr=0.))
+    except (RuntimeError, TypeError) as e:
+        raise UserError(f"precision is '{precision}', which {device} does not have with torch {torch.__version__} "
+            f'({short(str(e))}): use another precision.') from e
+
 def _with_precision(learn, precision):
     if precision=='fp32': return learn
+    if learn.dls.device.type!='meta': _check_precision(precision, learn.dls.device)
     if precision=='fp16': return learn.to_fp16()
     if learn.dls.device.type=='cpu' and _lacks_bf16():
         warnings.warn('This CPU has no fast bf16 (AVX512-BF16 or AMX): bf16 is likely to be slower than fp32 on it.')

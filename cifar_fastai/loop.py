@@ -322,12 +322,11 @@ def _model_device(learn): return next(learn.model.parameters()).device
 
 def forward_rng(learn)->tuple: # for `second_pass`
     "The state of torch's generators that a forward pass draws from"
-    device = _model_device(learn)
-    return torch.get_rng_state(),(torch.cuda.get_rng_state(device) if device.type=='cuda' else None)
+    return torch.get_rng_state(),gpu_rng(_model_device(learn))
 
-def _set_forward_rng(learn, cpu, cuda):
+def _set_forward_rng(learn, cpu, gpu):
     torch.set_rng_state(cpu)
-    if cuda is not None: torch.cuda.set_rng_state(cuda, _model_device(learn))
+    set_gpu_rng(gpu, _model_device(learn))
 
 # %% ../nbs/03_loop.ipynb #ff913efa
 def second_pass(
@@ -384,7 +383,7 @@ def _restored(o, names=None):
 def _plain(learn):
     "The plain model: without autocast, the open training contexts, and metrics that are `train_only`"
     modes,metrics = {m:m.training for m in learn.model.modules()},learn.metrics
-    amp = {d:torch.is_autocast_enabled(d) for d in ('cpu', 'cuda')}
+    amp = {d:torch.is_autocast_enabled(d) for d in ('cpu', 'cuda', 'mps')}
     left = [c for c in getattr(training_run(learn), 'contexts', []) if c.open and not c.cb.keep_open]
     for c in reversed(left): c.__exit__(None, None, None)
     learn.metrics = [m for m in metrics if not getattr(m, 'train_only', False)]

@@ -298,7 +298,7 @@ class Boxes:
         shutil.rmtree(box, ignore_errors=True)
         return res
 
-flags = '--dataset digits --model toynet_s1_k3 --epochs 2 --bs 32 --fraction 0.1 --lr 0.05 --sched onecycle --gpu cpu'.split()
+flags = '--dataset digits --model toynet_s1_k3 --epochs 2 --bs 32 --fraction 0.1 --lr 0.05 --sched onecycle --device cpu'.split()
 
 def prepare(root):
     'Import everything, and train the runs that are damaged'

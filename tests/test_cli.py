@@ -54,7 +54,7 @@ def refused(capsys, cmd, argv):
     (['--tricks', 'EMA(decy=1)', '--model', 'resnet20'], "no parameter of EMA 'decy': did you mean 'decay'"),
     (['--fast', '--half', '--dataset', 'digits'], 'half and fast each select the training images'),
     (['--fraction', '2', '--dataset', 'digits'], 'fraction is 2.0'),
-    (['--gpu', '7', '--dataset', 'digits'], "There is no GPU '7': this machine has none"),
+    (['--gpu', '7', '--dataset', 'digits'], "There is no device 'cuda:7' on this machine: there is cpu"),
     (['--model', 'pyramidnet272', '--bs', '1000000', '--dataset', 'digits'], 'GiB or more'),
     (['--gamma', '0.1', '--sched', 'cosine', '--dataset', 'digits'],
         'gamma is 0.1: the cosine schedule does not use it')])
@@ -127,15 +127,15 @@ def test_all_numbers_have_limits():
         (cifar_train, '--epochs '+'9'*5000, 'invalid int value'),
         (cifar_train, '--root nowhere --dataset digits', "root is 'nowhere'"),
         (cifar_reproduce, '--all --root nowhere', "root is 'nowhere'"),
-        (cifar_train, '--gpu ²', "gpu is '²'"), (cifar_train, '--gpu '+'9'*4000, 'gpu is'),
-        (cifar_train, '--gpu -1', "gpu is '-1'"), (cifar_train, '--nesterov --momentum 0 '
+        (cifar_train, '--gpu ²', "no device '²'"), (cifar_train, '--device '+'9'*4000, 'There is no device'),
+        (cifar_train, '--gpu -1', "no device '-1'"), (cifar_train, '--nesterov --momentum 0 '
             '--model toynet_s1_k3 --dataset digits', 'Nesterov momentum needs'),
         (cifar_train, '--init kaimin --dataset digits', "no init 'kaimin'"),
         (cifar_train, '--milestones -1', 'milestones is -1'), (cifar_train, '--milestones '+'9'*4000, 'milestones is'),
         (cifar_train, '--sched warmup --warmup 300', 'warmup is 300'),
         (cifar_train, '--schedule warmcosine(warmup=300)', 'warmup is 300'),
         (cifar_train, '--random-erase --random-erase-sl 0.5', 'area is (0.5, 0.4)'),
-        *[(cifar_train, f'--{k}=', f'{k} is empty') for k in ('config', 'name', 'row', 'root', 'model', 'exps', 'gpu')],
+        *[(cifar_train, f'--{k}=', f'{k} is empty') for k in ('config', 'name', 'row', 'root', 'model', 'exps', 'device')],
         (cifar_reproduce, '--rows=', 'rows is empty'), (cifar_report, '--out=', 'out is empty'),
         *[(cifar_train, f'--{k}=a\0b', f'{k} contains') for k in ('name', 'root', 'dataset', 'model', 'tricks', 'row',
             'exps', 'config')], (cifar_train, '--name=a\udcffb', 'name contains'),
@@ -442,11 +442,11 @@ native = {'--weight-decay':dict(wd=1e-3), '--momentum':dict(optimizer='sgd(momen
 @pytest.mark.parametrize('argv', listed, ids=' '.join)
 def test_every_published_flag(monkeypatch, argv):
     'Each flag of the published command line sets what it says, and nothing else'
-    r,(name,root,_,_,_,gpu,*_) = resolved(monkeypatch, argv)
+    r,(name,root,_,_,_,device,*_) = resolved(monkeypatch, argv)
     k,v = argv[0][2:].replace('-', '_').replace('learning_rate', 'lr'),argv[1]
     plain = asdict(RunConfig())
     changed = {o:w for o,w in asdict(r).items() if w!=plain[o]}
-    others = dict(name=name, root=root, gpu=gpu)
+    others = dict(name=name, root=root, gpu=device)
     if k in others: assert others[k]==v and not changed
     elif k in plain: assert changed=={k:type(plain[k])(v)}
     else: assert changed==({} if v=='False' else native.get(v, native.get(argv[0], {})))
@@ -682,7 +682,7 @@ def test_interrupted_workers(capfd, signum):
 
 @pytest.mark.parametrize('argv,says',
     [('--model resnet21', "no backbone 'resnet21'"),
-        ('--dataset nowhere/x.tgz', "no folder or archive 'nowhere/x.tgz'"), ('--gpu 99', 'no GPU'),
+        ('--dataset nowhere/x.tgz', "no folder or archive 'nowhere/x.tgz'"), ('--device cuda:99', 'no device'),
         ('--fraction 2', 'fraction is 2.0'), ('--epochs 0', 'epochs is 0')])
 @pytest.mark.parametrize('workers', ['', ' --workers 2'])
 def test_bad_sweep(capsys, argv, says, workers):

@@ -309,7 +309,7 @@ def ten(tmp_path_factory):
     d = tmp_path_factory.mktemp('ten')
     write(python_layout() | {'.':cifar10_1_files()} | cifair_files(), d/'data')
     cfg = RunConfig(model='lenet', dataset='cifar10', bs=20, epochs=1, lr=0.05, schedule='onecycle', threads=1)
-    return [train(cfg.override(seed=s), 'a', exps=d/'exps', root=d/'data', gpu='cpu', bar=False, curves=False)
+    return [train(cfg.override(seed=s), 'a', exps=d/'exps', root=d/'data', device='cpu', bar=False, curves=False)
         for s in range(2)],d/'data'
 
 def probs_by_hand(run, root, x):
@@ -397,7 +397,7 @@ def test_refused_evaluations(ten, kw, message, tmp_path):
 
 def test_corrupted_needs_the_classes_of_cifar10(tmp_path):
     cfg = RunConfig(model='lenet', dataset='digits', bs=64, epochs=1, fraction=0.1, lr=0.05, schedule='onecycle', threads=1)
-    run = train(cfg, 'a', exps=tmp_path/'exps', gpu='cpu', bar=False, curves=False)
+    run = train(cfg, 'a', exps=tmp_path/'exps', device='cpu', bar=False, curves=False)
     path = write({'CIFAR-10-C':c_files()}, tmp_path/'x.tar')
     with pytest.raises(UserError, match='The classes of .* are not those of the runs'): evaluate(run, corrupted=path)
 
@@ -414,7 +414,7 @@ def test_a_run_with_validation_images(tmp_path):
     from cifar_fastai.studies.experiments import _change_part
     write({'CINIC-10':cinic_files()}, tmp_path/'root')
     cfg = RunConfig(model='lenet', dataset='cinic10', bs=10, epochs=1, lr=0.05, schedule='onecycle', threads=1, valid='holdout')
-    run = train(cfg, 'a', exps=tmp_path/'exps', root=tmp_path/'root', gpu='cpu', bar=False, curves=False)
+    run = train(cfg, 'a', exps=tmp_path/'exps', root=tmp_path/'root', device='cpu', bar=False, curves=False)
     assert 'validated on its validation images' in run_caption([read_run(run)])
     assert evaluate(run, root=tmp_path/'root').rows[0]['accuracy']>=0
     assert _change_part('dataset', 'cifar10.1')!=_change_part('dataset', 'cifar10')

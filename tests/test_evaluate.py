@@ -16,7 +16,7 @@ from cifar_fastai.studies.evaluate import calibration_bins, calibration_error, c
 def runs(tmp_path_factory):
     d = tmp_path_factory.mktemp('runs')
     cfg = RunConfig(model='lenet', dataset='digits', bs=64, epochs=2, lr=0.05, schedule='onecycle', threads=1)
-    return [str(train(cfg.override(seed=s), 'a', exps=d/'exps', gpu='cpu', bar=False, curves=False)) for s in range(2)]
+    return [str(train(cfg.override(seed=s), 'a', exps=d/'exps', device='cpu', bar=False, curves=False)) for s in range(2)]
 
 def random_probs(n=400, c=10):
     g = torch.Generator().manual_seed(0)
@@ -80,7 +80,7 @@ def test_stored_results_agree(runs):
 def test_precision(tmp_path, capsys, precision, dtype):
     "A run is evaluated in its own precision, as a loop by hand under autocast, or in another one on request"
     cfg = RunConfig(model='lenet', dataset='digits', bs=64, epochs=2, lr=0.05, schedule='onecycle', threads=1, precision=precision)
-    folder = train(cfg, 'a', exps=tmp_path, gpu='cpu', bar=False, curves=False, logits=True)
+    folder = train(cfg, 'a', exps=tmp_path, device='cpu', bar=False, curves=False, logits=True)
     learn,e,full = load_run(folder, weights='last'),evaluate(folder),evaluate(folder, precision='fp32')
     model,ds = learn.model.eval(),learn.dls.valid_ds
     def by_hand(on):
@@ -122,7 +122,7 @@ def test_same_classes_of_other_images(runs, tmp_path):
 
 def test_other_images(runs, tmp_path):
     cfg = RunConfig(model='lenet', dataset='digits', bs=64, epochs=1, fraction=0.5, subset='first', threads=1)
-    other = train(cfg, 'b', exps=tmp_path, gpu='cpu', bar=False, curves=False)
+    other = train(cfg, 'b', exps=tmp_path, device='cpu', bar=False, curves=False)
     if len(evaluate(other).y)==299: pytest.skip('digits have no published order')
     with pytest.raises(UserError, match='different test images'): evaluate([runs[0], other])
 
@@ -144,7 +144,7 @@ def test_refused(argv, says, runs, capsys, tmp_path, monkeypatch):
 def test_tta_of_a_run(tmp_path):
     'The stored results of a run with test-time augmentation are those of its evaluation, and of a loop by hand'
     cfg = RunConfig(model='lenet', dataset='digits', bs=64, epochs=2, lr=0.05, schedule='onecycle', threads=1, tta='shift')
-    folder = train(cfg, 'tta', exps=tmp_path, gpu='cpu', bar=False, curves=False)
+    folder = train(cfg, 'tta', exps=tmp_path, device='cpu', bar=False, curves=False)
     stored = RunFolder(folder).test()
     assert stored.accuracy==evaluate(folder, tta='shift').rows[0]['accuracy']
     learn = load_run(folder)

@@ -43,7 +43,7 @@ def small(name='small', exps='exps', **kw):
     'Train for a second'
     row,resume = kw.pop('row', '3.3/lenet'),kw.pop('resume', False)
     with redirect_stdout(StringIO()):
-        return train(replace(config, **kw), name, exps=exps, gpu='cpu', row=row, resume=resume)
+        return train(replace(config, **kw), name, exps=exps, device='cpu', row=row, resume=resume)
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory): return small(exps=tmp_path_factory.mktemp('exps'))
@@ -436,14 +436,14 @@ def test_threads_are_a_setting_of_a_run(monkeypatch, n):
         def before_batch(self): seen.append(torch.get_num_threads())
     monkeypatch.setattr(run, 'run_monitors', lambda row=None: [Look()])
     r = replace(config, threads=n)
-    assert json.loads((train(r, 'a', gpu='cpu', bar=False)/'environment.json').read_text())['threads']==n
+    assert json.loads((train(r, 'a', device='cpu', bar=False)/'environment.json').read_text())['threads']==n
     assert set(seen)=={n} and torch.get_num_threads()==before
     with pytest.raises(ZeroDivisionError), run.cpu_threads(n): 1/0
     assert torch.get_num_threads()==before
 
 def test_determinism_is_recorded():
     for on in (False, True):
-        with redirect_stdout(StringIO()): folder = train(config, f'a{on}', gpu='cpu', same_bits=on)
+        with redirect_stdout(StringIO()): folder = train(config, f'a{on}', device='cpu', same_bits=on)
         assert read_run(folder).environment['deterministic'] is on
 
 def test_what_a_run_records_of_its_data(finished):

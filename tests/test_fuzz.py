@@ -47,7 +47,7 @@ def seldom(draw, n):
 # -- values of settings
 
 models = 'toynet_s1_k3', 'lenet', 'resnet20', 'toynet_s4_k5'
-names = dict(model=models, dataset=['digits'], gpu=['cpu'], weights=['best', 'last'], milestones=['1', '1,2', ''],
+names = dict(model=models, dataset=['digits'], device=['cpu'], weights=['best', 'last'], milestones=['1', '1,2', ''],
     name=['a', 'b-1', 'mine.x'],
     crit=['ce', 'lsr'], init=['kaiming_normal', 'default', 'xavier_uniform'],
     sched='multistep warmup cosine warmcosine custom onecycle'.split(),
@@ -119,9 +119,9 @@ default_out = dict(cifar_train=['exps'], cifar_reproduce=['exps'], cifar_report=
 cheap = dict(cifar_train=flags+['--epochs', '1', '--fraction', '0.03'],
     cifar_lr_find=flags+['--fraction', '0.03', '--num-it', '30'],
     cifar_bench=['--model', 'toynet_s1_k3', '--fraction', '0.02', '--rounds', '1'],
-    cifar_study=flags+['--epochs', '1', '--fraction', '0.03', '--seeds', '1', '--gpu', 'cpu'],
+    cifar_study=flags+['--epochs', '1', '--fraction', '0.03', '--seeds', '1', '--device', 'cpu'],
     cifar_reproduce=['--rows', '3.1/wideresnet', '--model', 'toynet_s1_k3', '--dataset', 'digits', '--epochs', '1',
-        '--fraction', '0.03', '--gpu', 'cpu', '--bs', '32'])
+        '--fraction', '0.03', '--device', 'cpu', '--bs', '32'])
 streams = sampled_from(['']*8+['closed', 'full'])
 
 def written_to(outs): return [o for o in outs if o and '\0' not in o and not any('\ud800'<=c<='\udfff' for c in o)]

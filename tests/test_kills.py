@@ -7,7 +7,7 @@ from PIL import Image
 from cifar_fastai.runs.folder import RunFolder
 from test_run import as_the_checkpoint_has_it, check_whole, elsewhere, files, last, log, processes # chkstyle: ignore
 
-flags = '--dataset digits --model lenet --fraction 0.1 --bs 16 --epochs 6 --sched onecycle --lr 0.05 --mixup --gpu cpu'.split()
+flags = '--dataset digits --model lenet --fraction 0.1 --bs 16 --epochs 6 --sched onecycle --lr 0.05 --mixup --device cpu'.split()
 folder = Path('exps/killed/666')
 def unfinished():
     'What a kill leaves of a file that is being written'

@@ -372,7 +372,7 @@ def test_a_run_on_a_folder(tmp_path, monkeypatch, capsys):
     from cifar_fastai.cli import cifar_train
     root = write(dict(pets=folders('train/', 'val/', 'test/', n=4)), tmp_path)/'pets'
     monkeypatch.chdir(mkdir(tmp_path/'cwd'))
-    cifar_train(argv=f'--dataset {root} --model toynet_s1_k3 --epochs 1 --bs 4 --lr 0.01 --gpu cpu --threads 1'.split())
+    cifar_train(argv=f'--dataset {root} --model toynet_s1_k3 --epochs 1 --bs 4 --lr 0.01 --device cpu --threads 1'.split())
     assert 'selected on the test images' not in capsys.readouterr().out
     data = json.loads(next(Path('exps').rglob('environment.json')).read_text())['data']
     assert data['split']['valid']=='holdout' and data['train_images']==8

@@ -245,4 +245,4 @@ def test_model_without_parameters():
     learn.model.register_parameter('w', nn.Parameter(torch.ones(())))
     cb = learn.peak_memory
     del learn.model.w
-    assert cb._gpu is False
+    assert cb._device==torch.device('cpu')

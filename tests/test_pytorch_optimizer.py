@@ -324,9 +324,9 @@ def test_run(tmp_path):
     'A run by name: the best weights are the averaged ones, and it is read like any other'
     c = RunConfig(model='lenet', dataset='digits', fraction=0.1, bs=32, epochs=2, schedule='cosine',
         optimizer='pytorch-optimizer:ScheduleFreeSGD(momentum=0.95)', seed=3, valid='holdout')
-    path = train(c, 'x', exps=tmp_path, gpu='cpu', bar=False)
+    path = train(c, 'x', exps=tmp_path, device='cpu', bar=False)
     row,learn = RunFolder(path).read(),load_run(path)
     preds = [o for dl in [learn.dls.valid] for o in learn.get_preds(dl=dl)]
     assert row.config['optimizer']==c.optimizer and (preds[0].argmax(1)==preds[1]).float().mean()>0
     with pytest.raises(UserError, match="did you mean 'Prodigy'"):
-        train(RunConfig(model='lenet', dataset='digits', optimizer='pytorch-optimizer:Prodgy'), 'y', exps=tmp_path, gpu='cpu', bar=False)
+        train(RunConfig(model='lenet', dataset='digits', optimizer='pytorch-optimizer:Prodgy'), 'y', exps=tmp_path, device='cpu', bar=False)

@@ -329,7 +329,7 @@ def test_passes():
     for k,v in want.items():
         cfg = RunConfig('lenet', 'digits', epochs=2, bs=32, fraction=0.07, tricks=k, schedule='cosine', threads=1)
         assert count_passes(cfg)==v
-        rows = RunFolder(train(cfg, re.sub(r'\W', '', k), gpu='cpu', bar=False)).log()
+        rows = RunFolder(train(cfg, re.sub(r'\W', '', k), device='cpu', bar=False)).log()
         assert sum(r['forward_passes'] for r in rows)/sum(r['steps'] for r in rows)==pytest.approx(v, abs=0.15)
 
 def test_default_names():
@@ -351,5 +351,5 @@ def test_default_names():
 def test_another_setting_is_another_run():
     'Two commands that differ in one setting have two folders'
     for argv in ([], ['--lr', '0.02'], ['--bs', '64'], ['--epochs', '2']):
-        cifar_train(argv='--dataset digits --model toynet_s1_k3 --fraction 0.05 --epochs 1 --bs 32 --sched onecycle --gpu cpu'.split()+argv)
+        cifar_train(argv='--dataset digits --model toynet_s1_k3 --fraction 0.05 --epochs 1 --bs 32 --sched onecycle --device cpu'.split()+argv)
     assert len(list(Path('exps').iterdir()))==4

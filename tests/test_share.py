@@ -20,7 +20,7 @@ def small(exps, name='small', row=None, **kw):
     "A run of seconds"
     r = RunConfig(**dict(model='lenet', dataset='digits', epochs=2, bs=32, fraction=0.1, lr=0.05, schedule='onecycle',
         seed=1) | kw)
-    with redirect_stdout(StringIO()): return train(r, name, exps=exps, gpu='cpu', row=row)
+    with redirect_stdout(StringIO()): return train(r, name, exps=exps, device='cpu', row=row)
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory): return small(tmp_path_factory.mktemp('exps'))

@@ -18,14 +18,14 @@ from cifar_fastai.studies.study import (Study, create_arm, create_arms, load_stu
 
 base = RunConfig(model='lenet', dataset='digits', fraction=0.1, bs=32, epochs=2, valid_every=2, threads=1, lr=0.05,
     schedule='onecycle')
-flags = '--dataset digits --model lenet --fraction 0.1 --bs 32 --epochs 2 --lr 0.05 --schedule onecycle --gpu cpu'.split()
+flags = '--dataset digits --model lenet --fraction 0.1 --bs 32 --epochs 2 --lr 0.05 --schedule onecycle --device cpu'.split()
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
 
 def done(folder, arms, seeds=range(3), base=base, **kwargs):
     s = open_study(folder, create_arms(arms, base), seeds, **kwargs)
-    run_study(s, gpu='cpu', bar=False)
+    run_study(s, device='cpu', bar=False)
     return s
 
 # statistics
@@ -200,13 +200,13 @@ def test_interrupted(tmp_path):
     slow = replace(base, epochs=40, valid_every=40)
     whole = done('whole', ['MixUp()'], range(2), slow)
     s = open_study('s', create_arms(['MixUp()'], slow), range(2))
-    code = "from cifar_fastai.studies.study import *; train_jobs(read_study('s'), gpu='cpu')"
+    code = "from cifar_fastai.studies.study import *; train_jobs(read_study('s'), device='cpu')"
     p = subprocess.Popen([sys.executable, '-c', code])
     while not s.done(): time.sleep(0.02)
     p.send_signal(signal.SIGKILL)
     p.wait()
     assert s.done()<4
-    run_study(s, gpu='cpu', workers=2, bar=False)
+    run_study(s, device='cpu', workers=2, bar=False)
     assert results(s)==results(whole)
 
 def test_packed():
@@ -232,7 +232,7 @@ def test_unpacked():
             assert np.array_equal(x.test().log_likelihood, y.test().log_likelihood)
     a,b = study_result(s),study_result(again)
     assert a.columns==b.columns and a.run_frame.equals(b.run_frame) and a.run_frame.ece.notna().all()
-    run_study(open_study('t', create_arms(['MixUp()'], base), range(3), logits=True), gpu='cpu', bar=False)
+    run_study(open_study('t', create_arms(['MixUp()'], base), range(3), logits=True), device='cpu', bar=False)
     more = done('u', ['MixUp()'], range(2, 3), logits=True)
     assert results(more).items()<=results(read_study('t')).items()
     with pytest.raises(UserError, match='t exists: unpack the study into a new folder'): unpack_study('p.safetensors', 't')
@@ -366,11 +366,11 @@ def test_equal_time():
 def test_tuned():
     'Every arm gets the same grid and budget, on held-out training images, and is frozen; the study is read with its settings'
     longer = replace(base, epochs=8, valid_every=8, fraction=0.3)
-    s = open_study('s', create_arms(['MixUp()'], longer), range(2), tune='lr=1e-5,0.05', tune_seeds=2, gpu='cpu')
+    s = open_study('s', create_arms(['MixUp()'], longer), range(2), tune='lr=1e-5,0.05', tune_seeds=2, device='cpu')
     assert s.tuning['chosen']=={'baseline':dict(lr=0.05), 'MixUp()':dict(lr=0.05)} and s.tuning['runs']==8
     tuned = list(Path('s/tuning/runs').glob('*/*/config.yaml'))
     assert len(tuned)==8 and all('valid: holdout' in o.read_text() for o in tuned)
-    run_study(s, gpu='cpu', bar=False)
+    run_study(s, device='cpu', bar=False)
     again = open_study('s', create_arms(['MixUp()'], longer), range(3), tune='lr=1e-5,0.05')
     assert again.tuning==s.tuning and [a.config.lr for a in again.arms]==[0.05]*2 and len(again.seeds)==3
     notes = shown(study_result(s))
@@ -380,14 +380,14 @@ def test_tuned():
 @pytest.mark.parametrize('grid,says', [('lr', 'write settings as'), ('', 'tune is empty'), ('lr=', 'write settings as'), ('lrr=1', "no setting 'lrr'"),
     ('lr=-1', 'lr is -1'), ('model=nope', "no backbone 'nope'")])
 def test_bad_grid(grid, says):
-    with pytest.raises(UserError) as e: study('MixUp()', seeds=2, tune=grid or ' ', name='s', gpu='cpu', dataset='digits', model='lenet',
+    with pytest.raises(UserError) as e: study('MixUp()', seeds=2, tune=grid or ' ', name='s', device='cpu', dataset='digits', model='lenet',
         fraction=0.1, epochs=1)
     assert says in str(e.value) and not Path('studies/s/study.json').exists()
 
 # outcomes, teachers, logits
 def small(*arms, seeds=2, **kwargs):
     "A study in the working directory"
-    kw = dict(model='lenet', dataset='digits', fraction=0.1, bs=32, epochs=2, lr=0.05, schedule='onecycle', gpu='cpu', bar=False)
+    kw = dict(model='lenet', dataset='digits', fraction=0.1, bs=32, epochs=2, lr=0.05, schedule='onecycle', device='cpu', bar=False)
     return study(list(arms), seeds, **kw | kwargs)
 
 @pytest.mark.parametrize('outcome', ['top5', 'nll', 'ece', 'corruptions'])
@@ -447,7 +447,7 @@ def test_teacher():
         total = sum(one.column('cpu_seconds'))+sum(t.column('cpu_seconds'))
         assert res.runs[s.arms[1].name][seed]['seconds']==pytest.approx(total)
     by_hand = train(replace(s.base, seed=0, tricks=[f"KD('toynet_s1_k3', path='{teachers}/0/last.safetensors')"]), 'hand',
-        exps='exps', gpu='cpu', bar=False)
+        exps='exps', device='cpu', bar=False)
     assert RunFolder(by_hand).read().accuracy==s.run_folder(s.arms[1], 0).read().accuracy
 
 def test_teacher_of_dkd():
@@ -496,7 +496,7 @@ def test_passes():
 def test_tuned_by_workers():
     'Two processes tune as one does'
     arms = create_arms(['MixUp()'], replace(base, threads=1))
-    one,two = (open_study(k, arms, [0], tune='lr=0.01,0.05', gpu='cpu', workers=w, bar=False) for k,w in (('a', None), ('b', 2)))
+    one,two = (open_study(k, arms, [0], tune='lr=0.01,0.05', device='cpu', workers=w, bar=False) for k,w in (('a', None), ('b', 2)))
     assert one.tuning['chosen']==two.tuning['chosen'] and one.tuning['runs']==two.tuning['runs']==8
 
 # a study's life
@@ -538,7 +538,7 @@ def test_tuning_of_an_existing_study_is_refused():
 
 def test_tuning_of_a_setting_that_an_arm_has_is_refused():
     with pytest.raises(UserError, match='has lr twice'):
-        open_study('s', create_arms(['lr=0.2'], base), range(1), tune='lr=0.05,0.1', gpu='cpu', bar=False)
+        open_study('s', create_arms(['lr=0.2'], base), range(1), tune='lr=0.05,0.1', device='cpu', bar=False)
     assert not Path('s/study.json').exists()
 
 def test_invalid_seeds_leave_no_study(capsys, monkeypatch):
@@ -568,7 +568,7 @@ def test_runs_on_other_data_are_refused():
 def test_later_arms_and_seeds_are_shown():
     done('s', ['MixUp()'], range(3))
     s = open_study('s', create_arms(['SAM()'], base), range(4))
-    run_study(s, gpu='cpu', bar=False)
+    run_study(s, device='cpu', bar=False)
     text = str(study_result(s))
     first,later = text.split('Added later')
     assert 'MixUp()' in first and 'SAM()' not in first and 'MixUp()' in later and 'SAM()' in later
@@ -769,7 +769,7 @@ def test_an_edited_module_is_refused(monkeypatch):
     assert small('edited:Double(2.)', 'MixUp()', name='s').arms==res.arms
     written(7)
     folder = f'studies/s/runs/{res.study.arms[1].folder}'
-    for f in (lambda: small('edited:Double(2.)', name='s', seeds=3), lambda: run_study(read_study('studies/s'), gpu='cpu', bar=False)):
+    for f in (lambda: small('edited:Double(2.)', name='s', seeds=3), lambda: run_study(read_study('studies/s'), device='cpu', bar=False)):
         with pytest.raises(UserError) as e: f()
         assert str(e.value)==f'edited was edited since studies/s has runs with it: give this study another name, or remove {folder} to train them again.'
     assert load_study('studies/s').arms==res.arms
@@ -789,13 +789,13 @@ def test_a_setting_that_fails_is_not_chosen(monkeypatch):
         return real(cfg, *args, **kwargs)
     monkeypatch.setattr(module, 'train', train)
     longer = replace(base, epochs=8, valid_every=8, fraction=0.3)
-    s = open_study('s', create_arms(['MixUp()'], longer), range(2), tune='lr=1e-5,0.05', gpu='cpu', bar=False)
+    s = open_study('s', create_arms(['MixUp()'], longer), range(2), tune='lr=1e-5,0.05', device='cpu', bar=False)
     assert s.tuning['chosen']=={'baseline':dict(lr=1e-5), 'MixUp()':dict(lr=1e-5)} and s.tuning['runs']==6
     assert s.tuning['failed']==['lr=0.05', 'MixUp() lr=0.05']
-    run_study(s, gpu='cpu', bar=False)
+    run_study(s, device='cpu', bar=False)
     assert 'Not chosen, since a run failed: lr=0.05; MixUp() lr=0.05.' in shown(study_result(s))
     with pytest.raises(UserError, match='baseline fails with every setting of the grid'):
-        open_study('t', create_arms(['MixUp()'], longer), range(2), tune='lr=0.05', gpu='cpu', bar=False)
+        open_study('t', create_arms(['MixUp()'], longer), range(2), tune='lr=0.05', device='cpu', bar=False)
 
 def test_a_run_without_weights_is_not_evaluated():
     'The message names what is missing, and how to keep it'

@@ -14,6 +14,7 @@ import psutil
 from fastai.basics import *
 from fastai.callback.tracker import TrackerCallback
 from ..core import *
+from ..devices import *
 from ..loop import *
 from ..trick import *
 
@@ -30,9 +31,7 @@ class Monitor(ManagedCallback):
         "The metrics of the Learner without that of this monitor"
         return L(m for m in self.learn.metrics if getattr(getattr(m, 'func', None), '__self__', None) is not self)
     @property
-    def _gpu(self):
-        p = first(self.model.parameters())
-        return p is not None and p.is_cuda
+    def _device(self): return getattr(first(self.model.parameters()), 'device', torch.device('cpu'))
 
 # %% ../../nbs/54_callback.monitor.ipynb #8d5947d8
 class TrainAccuracy(Monitor):
@@ -57,13 +56,16 @@ class ImagesPerSecond(Monitor):
     def before_train(self): self.n,self.seconds,self.start = 0,math.nan,time.perf_counter()
     def after_batch(self): self.n += find_bs(self.yb)
     def after_train(self):
-        if self._gpu: torch.cuda.synchronize()
+        synchronize(self._device)
         self.seconds = time.perf_counter()-self.start
     def figure(self): return self.n/self.seconds
 
 # %% ../../nbs/54_callback.monitor.ipynb #71bab24b
-def peak_memory()->int: # bytes
-    "The most memory that this process has had; where the system does not record it, what it has now"
+def peak_memory(device='cpu')->int: # bytes
+    "Peak memory of tensors on a GPU; of the process on the CPU, or what it has now if the system records no peak"
+    device = torch.device(device)
+    if device.type=='cuda': return torch.cuda.max_memory_allocated(device)
+    if device.type=='mps': return torch.mps.driver_allocated_memory()
     info = psutil.Process().memory_info()
     if hasattr(info, 'peak_wset'): return info.peak_wset # Windows
     try: import resource
@@ -75,8 +77,8 @@ class PeakMemory(Monitor):
     "Peak memory in MiB: of tensors on a GPU, of the process on the CPU"
     column = 'peak_memory_mib'
     def before_epoch(self):
-        if self._gpu: torch.cuda.reset_peak_memory_stats()
-    def figure(self): return (torch.cuda.max_memory_allocated() if self._gpu else peak_memory())/2**20
+        if self._device.type=='cuda': torch.cuda.reset_peak_memory_stats(self._device)
+    def figure(self): return peak_memory(self._device)/2**20
 
 class CPUUse(Monitor):
     "CPU time of the process over the training part of an epoch, in percent of one core"

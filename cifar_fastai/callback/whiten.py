@@ -21,7 +21,9 @@ def patch_moments(
 )->Tensor: # (c*kh*kw, c*kh*kw), float64
     "Second moments of all patches"
     p = F.unfold(x, ks).transpose(0, 1).flatten(1)
-    return (p@p.T).double()/p.shape[1]
+    m = p@p.T
+    if m.device.type=='mps': m = m.cpu() # it has no float64
+    return m.double()/p.shape[1]
 
 def whitening_filters(
     moments:Tensor, # result of `patch_moments`, or a mean of several (d, d)

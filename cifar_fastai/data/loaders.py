@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from fastai.vision.all import *
 from ..loop import * # seeds the loaders of a fit
 from ..core import *
+from ..devices import *
 from .sources import *
 from .datasets import *
 from ..rng import *
@@ -421,17 +422,6 @@ def _train_weights(weights, idxs, n, ds):
         if len(weights)==n!=ds.c: return torch.as_tensor(weights)[idxs]
     return weights
 
-def _device(device):
-    "Convert to a torch device; None: fastai's default"
-    if device is None: return default_device()
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device) # raises if it is not available
-        return device
-    except (RuntimeError, TypeError, ValueError, AssertionError):
-        raise UserError(f"device is {short(device)}: it must be an available "
-            "torch device, such as 'cpu' or 'cuda'.") from None
-
 # %% ../../nbs/12_data.loaders.ipynb #93bd6bab
 def cifar_dls(
     dataset='cifar10', # name, folder or archive of a data set, or arrays or a data set object (see `object_images`)
@@ -443,7 +433,7 @@ def cifar_dls(
     pad=None, # zero padding of random crops in pixels, 0 to 32; None: the default of the data set
     flip=None, # flip each image with probability 0.5? None: the default of the data set
     seed=42, # seed of subsets and of the order before the first fit, in [0, 2**64-1]
-    device=None, # device of the images; None: fastai's default
+    device=None, # device of the images, such as 'cuda:1'; None: fastai's default
     val_bs=None, # batch size in validation; None: `bs`
     rule='stratified', # selection of `fraction`: 'stratified', or the 'first' images of both splits
     drop_last=False, # drop the last training batch if it is incomplete?
@@ -459,7 +449,7 @@ def cifar_dls(
         for k,v in dict(fraction=fraction, holdout=holdout, label_noise=label_noise).items())
     bs,val_bs,seed,size = (check_range(k, v, *lim, whole=True) for k,v,*lim in (('bs', bs, 1, 10**6),
         ('val_bs', ifnone(val_bs, bs), 1, 10**6), ('seed', seed, 0, 2**64-1), ('size', size, 8, 512)))
-    (ds,source),device = _dataset(dataset),_device(device)
+    (ds,source),device = _dataset(dataset),as_device(device)
     pad,flip = check_range('pad', ifnone(pad, ds.pad), 0, _max_pad, whole=True),ifnone(flip, ds.flip)
     for k,v in dict(flip=flip, drop_last=drop_last).items(): check_bool(k, v)
     im = _images(ds, source, root, size)

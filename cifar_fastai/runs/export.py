@@ -14,6 +14,7 @@ from dataclasses import asdict
 from fastai.vision.all import *
 from safetensors.torch import save as to_safetensors
 from ..core import *
+from ..devices import *
 from .config import *
 from ..serialize import *
 from ..data.sources import *
@@ -149,13 +150,13 @@ def _export_facts(path):
         raise UserError(f'{path}/config.json is not that of an exported run.') from None
     return facts
 
-def _no_images(facts):
+def _no_images(facts, device):
     "Empty `DataLoaders`"
     ds = [ImageTensors(torch.empty(0,3,32,32, dtype=torch.uint8), torch.empty(0, dtype=torch.long), facts['vocab'], i)
         for i in range(2)]
     dls = [TensorDL(o, shuffle=i==0, after_batch=[NormalizeImages(facts['mean'], facts['std'])])
         for i,o in enumerate(ds)]
-    return CifarDataLoaders(*dls, device=default_device())
+    return CifarDataLoaders(*dls, device=as_device(device))
 
 # %% ../../nbs/75_runs.export.ipynb #28c84426
 def _with_weights(learn, sd, path):
@@ -168,18 +169,19 @@ def load_run(
     root=None, # folder or archive of a named data set, for the folder of a run; default: see `cifar_dls`
     weights:str='best', # of the 'best' epoch or the 'last'; ignored for an export
     precision:str=None, # 'fp32', 'bf16' or 'fp16'; None: that of the run, and fp32 for an export
+    device=None, # of the Learner, such as 'cuda:1'; None: fastai's default
 )->Learner:
     "A `Learner` with the weights of a run"
     path = Path(path)
     if os.path.lexists(path/'config.yaml'):
         run = read_run(path)
         sd = RunFolder(path).weights(weights)
-        with no_random(): learn = RunPlan(run_config(run.config).override(precision=precision), root).learner()
+        with no_random(): learn = RunPlan(run_config(run.config).override(precision=precision), root, device).learner()
         _same_data(run, learn.dls)
         return _with_weights(learn, sd, path)
     facts = _export_facts(path)
     if not os.path.lexists(path/'model.safetensors'): raise UserError(f'{path}/model.safetensors is missing.')
-    learn = cifar_learner(facts['config']['model'], _no_images(facts), precision=ifnone(precision, 'fp32'))
+    learn = cifar_learner(facts['config']['model'], _no_images(facts, device), precision=ifnone(precision, 'fp32'))
     return _with_weights(learn, load_weights(path/'model.safetensors'), path)
 
 # %% ../../nbs/75_runs.export.ipynb #15451335

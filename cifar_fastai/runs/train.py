@@ -21,7 +21,9 @@ from fastai.vision.all import *
 from fastcore.imports import IN_NOTEBOOK
 import cifar_fastai
 from ..core import *
+from ..devices import *
 from .config import *
+from ..rng import *
 from ..loop import *
 from ..trick import *
 from ..serialize import *
@@ -137,13 +139,12 @@ def environment(
     deterministic:bool=False, # were deterministic kernels requested?
 )->dict:
     "Versions, device, commit and data of a run"
-    gpu = dls.device.type=='cuda'
     data = dict(source=dls.source_digest, split=dls.split, digest=data_digest(dls), train_images=len(dls.train_ds),
         test_images=len(dls.valid_ds))
     versions = {k:version(k) for k in ('torch', 'torchvision', 'fastai', 'numpy')}
     return dict(cifar_fastai=cifar_fastai.__version__, commit=_git_commit(),
         python=platform.python_version(), **versions,
-        device=torch.cuda.get_device_name(dls.device) if gpu else f'{platform.machine()} CPU',
+        device=device_name(dls.device),
         threads=torch.get_num_threads(), deterministic=deterministic,
         started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), data=data)
 
@@ -194,6 +195,7 @@ def available_memory(device)->int: # bytes
     "Memory available on a device"
     device = torch.device(device)
     if device.type=='cuda': return torch.cuda.mem_get_info(device)[0]
+    if device.type=='mps': return torch.mps.recommended_max_memory()
     return psutil.virtual_memory().total
 
 def check_memory(
@@ -207,17 +209,11 @@ def check_memory(
             f'{have/2**30:.1f} GiB: try a smaller --bs, or --precision bf16.')
 
 # %% ../../nbs/65_runs.train.ipynb #7d69fdd5
-def run_device(gpu:str=None)->torch.device: # gpu: an index, or 'cpu' (default: fastai's device)
-    "The device of a run"
-    if gpu is None: return torch.device(default_device())
-    if str(gpu)=='cpu': return torch.device('cpu')
-    n = torch.cuda.device_count()
-    if not str(gpu).isdigit() or int(gpu)>=n:
-        none = 'this machine has none: omit --gpu, or use --gpu cpu'
-        hint = f'--gpu must be less than {n}, or cpu' if n else none
-        raise UserError(f'There is no GPU {gpu!r}: {hint}.')
-    torch.cuda.set_device(int(gpu))
-    return torch.device('cuda', int(gpu))
+def run_device(device:str=None)->torch.device: # device: cpu, cuda, cuda:1 or mps (default: fastai's)
+    "The device of a run, see `as_device`"
+    device = as_device(device)
+    if device.type=='cuda': torch.cuda.set_device(device)
+    return device
 
 # %% ../../nbs/65_runs.train.ipynb #2390e3af
 class RunPlan:
@@ -342,7 +338,7 @@ def seconds_per_image(
     for _ in range(3):
         start = time.perf_counter()
         model(x).sum().backward()
-        if x.is_cuda: torch.cuda.synchronize()
+        synchronize(x.device)
         times.append(time.perf_counter()-start)
     return min(times)/len(x)
 
@@ -357,7 +353,7 @@ def expected_seconds(
     gmacs = float(zoo_contract().get(find_model(cfg.model).name, {}).get('gmacs') or math.inf)
     n = min(cfg.bs, int((1 if device.type=='cpu' else 100)/max(gmacs, 1e-3))) # images that take a third of a second
     if n<2 or size!=(32,32) or cfg.compile: return None
-    with no_random(): seconds = seconds_per_image(learn.model, torch.randn(n, 3, *size, device=device))
+    with same_random(learn): seconds = seconds_per_image(learn.model, torch.randn(n, 3, *size, device=device))
     return 1.1*seconds*len(ds)*epochs*count_passes(cfg)
 
 # %% ../../nbs/65_runs.train.ipynb #c4289a04
@@ -369,7 +365,7 @@ def describe_run(
     "Two lines: network and data, then device, steps, expected time and folder"
     at,n,device = folder.progress(),torch.get_num_threads(),learn.dls.device
     params = sum(p.numel() for p in learn.model.parameters())
-    where = torch.cuda.get_device_name(device) if device.type=='cuda' else f"CPU, {n} thread{'s'*(n>1)}"
+    where = f"CPU, {n} thread{'s'*(n>1)}" if device.type=='cpu' else device_name(device)
     seconds = expected_seconds(cfg, learn, cfg.epochs-(at[0] if at else 0))
     steps = (f"{cfg.epochs} epoch{'s'*(cfg.epochs>1)} of {len(learn.dls.train):,} steps"
         + ('' if seconds is None else f', about {format_duration(max(seconds, 1))}'))
@@ -405,7 +401,7 @@ def train(
     exps='exps', # folder that holds the runs
     resume:bool=False, # resume an interrupted run?
     row:str=None, # published row that the configuration overrides
-    gpu:str=None, # index of the GPU, or cpu (default: fastai's device)
+    device:str=None, # cpu, cuda, cuda:1 or mps (default: fastai's)
     tensorboard:bool=False, # also write TensorBoard event files?
     same_bits:bool=False, # use deterministic kernels? See `deterministic`
     bar:bool=True, # show progress bars?
@@ -418,7 +414,7 @@ def train(
     settings = dict(row=row) | asdict(cfg)
     if folder.is_finished(settings, resume): return _finished(folder, bar)
     if tensorboard: _tensorboard_writer()
-    plan = RunPlan(cfg, root, run_device(gpu))
+    plan = RunPlan(cfg, root, run_device(device))
     check_memory(cfg, plan.device)
     with folder.lock(), deterministic(same_bits), cpu_threads(cfg.threads):
         if folder.is_finished(settings, resume): return _finished(folder, bar)

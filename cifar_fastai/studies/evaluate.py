@@ -216,11 +216,12 @@ def evaluate(
     test=None, # other test images: a data set such as 'cifar10.1' or 'cifair10', or a folder or archive
     corrupted=None, # accuracy under the corruptions of 'cifar10c', 'cifar100c', or a folder or archive of their files
     precision:str=None, # 'fp32', 'bf16' or 'fp16'; None: of each run, as in its validation
+    device:str=None, # cpu, cuda, cuda:1 or mps; None: fastai's default
 )->Evaluation:
     "Evaluate runs on their test images, or on those of another data set"
     folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not folders: raise UserError('There is no run to evaluate: give the folder of one.')
-    learns,where = [load_run(o, root, weights, precision) for o in folders],''
+    learns,where = [load_run(o, root, weights, precision, device) for o in folders],''
     if test is None: images = _own_images(learns)
     else:
         *images,vocab = _test_set(test, root)

@@ -151,7 +151,7 @@ def run_experiment(
     seed:int=666, # random seed
     exps='exps', # folder that holds the runs
     root=None, # folder or archive of a named data set
-    gpu:str=None, # index of the GPU, or cpu
+    device:str=None, # cpu, cuda, cuda:1 or mps
     bar:bool=True, # show progress bars?
     **changes # fields of `RunConfig`, such as `epochs` or `model`: the run then differs from the row
 )->Path: # folder of the run
@@ -159,7 +159,7 @@ def run_experiment(
     from cifar_fastai.runs.train import train
     e = experiment(row) if isinstance(row, str) else row
     cfg = e.config.override(seed=seed, **changes)
-    return train(cfg, run_name(e, cfg), root, exps, resume=True, row=e.id, gpu=gpu, bar=bar)
+    return train(cfg, run_name(e, cfg), root, exps, resume=True, row=e.id, device=device, bar=bar)
 
 # %% ../../nbs/71_studies.experiments.ipynb #f376ca9d
 def select_experiments(
@@ -233,12 +233,12 @@ def image_seconds(
 def estimate(
     jobs:list, # list of `Job`
     root=None, # folder or archive of a named data set
-    gpu:str=None, # index of the GPU, or cpu
+    device:str=None, # cpu, cuda, cuda:1 or mps
 )->list: # per job, seconds, or an error message if it cannot run
     "Estimate the time of each job; 0 for finished ones"
     from cifar_fastai.data.datasets import datasets
     from cifar_fastai.runs.train import RunPlan, check_memory, count_passes, run_device
-    device,sizes,times = run_device(gpu),{k:o.n_train for k,o in datasets.items() if o.n_train},{}
+    device,sizes,times = run_device(device),{k:o.n_train for k,o in datasets.items() if o.n_train},{}
     def seconds(j):
         c = j.config
         if j.state=='finished': return 0.
@@ -255,12 +255,12 @@ def estimate(
 def check_jobs(
     jobs:list, # list of `Job`
     root=None, # folder or archive of a named data set
-    gpu:str=None, # index of the GPU, or cpu
+    device:str=None, # cpu, cuda, cuda:1 or mps
     data:bool=True, # also read the images?
 ):
     "Raise `UserError` for an unknown name, an invalid value, a missing device or missing images"
     from cifar_fastai.runs.train import RunPlan, run_device
-    run_device(gpu)
+    run_device(device)
     todo = {j.row.id:j.config for j in jobs if j.state!='finished'}.values()
     for c in todo: RunPlan(c)
     if data:
@@ -271,7 +271,7 @@ def reproduce(
     jobs:list, # list of `Job`
     exps='exps', # folder that holds the runs
     root=None, # folder or archive of a named data set
-    gpu:str=None, # index of the GPU, or cpu
+    device:str=None, # cpu, cuda, cuda:1 or mps
     report_line=print, # called with one line per run
     bar:bool=False, # show the progress bar of each run?
 )->dict: # id and seed -> error message
@@ -281,7 +281,7 @@ def reproduce(
     failed = {}
     for j in jobs:
         name = f'{j.row.id} seed {j.config.seed}'
-        try: folder = train(j.config, j.folder.parent.name, root, exps, resume=True, row=j.row.id, gpu=gpu, bar=bar)
+        try: folder = train(j.config, j.folder.parent.name, root, exps, True, j.row.id, device, bar=bar)
         except RunLocked: report_line(f'{name}: locked by another process')
         except (RunInterrupted, BrokenPipeError): raise
         except Exception as e:

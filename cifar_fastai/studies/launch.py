@@ -72,27 +72,27 @@ def _wait(self:Workers):
 # %% ../../nbs/73_studies.launch.ipynb #4f1b7d83
 def worker_count(
     workers:int=None, # number of processes, if it is given
-    gpu:str=None, # device of all runs, if it is given
+    device:str=None, # device of all runs, if it is given
 )->int:
     "Number of processes to start; 0: run in this process"
     import torch
-    n = workers if workers is not None else torch.cuda.device_count() if gpu is None else 1
+    n = workers if workers is not None else torch.cuda.device_count() if device is None else 1
     return n if n>1 else 0
 
 def run_workers(
     n:int, # processes
     code:str, # Python code, which gets the arguments in `sys.argv`
     args:list, # arguments of all processes
-    gpu:str=None, # device of all processes; default: one process per GPU, if there are GPUs
+    device:str=None, # device of all processes; default: one process per GPU, if there are GPUs
     waiting=None, # see `Workers`
 )->int: # exit code
     "Run `code` in `n` processes; the device is the last argument"
     import torch
-    gpus = torch.cuda.device_count() if gpu is None else 0
+    gpus = torch.cuda.device_count() if device is None else 0
     env = os.environ | ({} if gpus else dict(OMP_NUM_THREADS=str(max(1, os.cpu_count()//n))))
-    devices = [str(i%gpus) if gpus else gpu for i in range(n)]
+    devices = [f'cuda:{i%gpus}' if gpus else device for i in range(n)]
     code = f'import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN) # it gets SIGTERM\n{code}'
-    commands = [[sys.executable, '-c', code, *args, *([] if o is None else [f'--gpu={o}'])] for o in devices]
+    commands = [[sys.executable, '-c', code, *args, *([] if o is None else [f'--device={o}'])] for o in devices]
     return Workers(commands, env, waiting=waiting).run()
 
 # %% ../../nbs/73_studies.launch.ipynb #f5cb654a

@@ -366,27 +366,27 @@ def open_study(
     return new
 
 # %% ../../nbs/77_studies.study.ipynb #34232af7
-def _train_run(study, arm, seed, root, gpu):
+def _train_run(study, arm, seed, root, device):
     "Train a run, and first that of its teacher; measure what the outcome needs"
     from cifar_fastai.runs.train import train
     cfg,folder = replace(arm.config, seed=seed),study.run_folder(arm, seed)
     if t := study.teacher(arm):
-        if not _can_teach(study.run_folder(t, seed)): _train_teacher(study, t, seed, root, gpu)
+        if not _can_teach(study.run_folder(t, seed)): _train_teacher(study, t, seed, root, device)
         cfg = with_teacher(cfg, study.run_folder(t, seed).path/'last.safetensors')
-    train(cfg, arm.folder, root, study.folder/'runs', resume=True, gpu=gpu, bar=False, curves=False,
+    train(cfg, arm.folder, root, study.folder/'runs', resume=True, device=device, bar=False, curves=False,
         logits=study.logits)
-    if study.outcome in _measured: _measure(folder, cfg, study.outcome, root)
+    if study.outcome in _measured: _measure(folder, cfg, study.outcome, root, device)
     _remove_weights(study, arm, folder)
 
 # %% ../../nbs/77_studies.study.ipynb #a540776c
-def _train_teacher(study, arm, seed, root, gpu):
+def _train_teacher(study, arm, seed, root, device):
     "Train a teacher; again, if its run is finished and its weights were removed"
     folder = study.run_folder(arm, seed)
     if folder.has('test.safetensors'):
         with folder.lock():
             for o in [] if _can_teach(folder) else folder.path.iterdir():
                 if o.name!='.lock': o.unlink()
-    _train_run(study, arm, seed, root, gpu)
+    _train_run(study, arm, seed, root, device)
 
 def _remove_weights(study, arm, folder):
     "Remove the weights of a finished run, where nothing needs them"
@@ -395,10 +395,10 @@ def _remove_weights(study, arm, folder):
     with suppress(RunLocked), folder.lock():
         for o in names: (folder.path/o).unlink(missing_ok=True)
 
-def _measure(folder, cfg, outcome, root):
+def _measure(folder, cfg, outcome, root, device):
     "Write `measures.json`: what `evaluate` returns"
     from cifar_fastai.studies.evaluate import corruptions, evaluate
-    row = evaluate(folder.path, cfg.tta, outcome=='corruptions', root=root).rows[0]
+    row = evaluate(folder.path, cfg.tta, outcome=='corruptions', root=root, device=device).rows[0]
     if outcome=='corruptions': row['corruptions'] = sum(row[k] for k in corruptions)/len(corruptions)
     folder.write('measures.json', json.dumps({k:v for k,v in row.items() if k!='run'}, indent=1)+'\n')
 
@@ -406,7 +406,7 @@ def _measure(folder, cfg, outcome, root):
 def train_jobs(
     study:Study, # to run
     root=None, # folder or archive of a named data set
-    gpu:str=None, # number of a GPU, or cpu
+    device:str=None, # cpu, cuda, cuda:1 or mps
     each=None, # called before each run with the arm and the seed
 )->dict: # (arm, seed) -> error message
     "Train the missing runs of a study in this process"
@@ -418,7 +418,7 @@ def train_jobs(
                 _remove_weights(study, arm, study.run_folder(arm, seed))
                 continue
             if each: each(arm, seed)
-            try: _train_run(study, arm, seed, root, gpu)
+            try: _train_run(study, arm, seed, root, device)
             except RunLocked: continue
             except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
             except KeyboardInterrupt: raise StudyInterrupted(study, 130) from None # between batches of two runs
@@ -445,8 +445,8 @@ _work = '''import sys, warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.*')
 from cifar_fastai.studies.study import read_study, train_jobs
 from cifar_fastai.core import UserError
-folder,root,*gpu = sys.argv[1:]
-try: failed = train_jobs(read_study(folder), root or None, gpu[0].split('=')[1] if gpu else None)
+folder,root,*device = sys.argv[1:]
+try: failed = train_jobs(read_study(folder), root or None, device[0].split('=')[1] if device else None)
 except UserError as e:
     if not hasattr(e, 'code'): print(e, file=sys.stderr)
     sys.exit(getattr(e, 'code', 2))
@@ -456,7 +456,7 @@ sys.exit(bool(failed))'''
 def run_study(
     study:Study, # to run
     root=None, # folder or archive of a named data set
-    gpu:str=None, # number of a GPU, or cpu
+    device:str=None, # cpu, cuda, cuda:1 or mps
     workers:int=None, # processes; default: one per GPU, or one
     bar:bool=True, # show progress, see `Progress`?
 ):
@@ -469,10 +469,10 @@ def run_study(
         if bar: progress.update(progress.total-len(left), ', '.join(f'{a.name} seed {s}' for a,s in running))
     failed = {}
     try:
-        if n := worker_count(workers, gpu):
-            code = run_workers(n, _work, [str(study.folder), '' if root is None else str(root)], gpu, show)
+        if n := worker_count(workers, device):
+            code = run_workers(n, _work, [str(study.folder), '' if root is None else str(root)], device, show)
             if code>128: raise StudyInterrupted(study, code)
-        else: failed = train_jobs(study, root, gpu, show)
+        else: failed = train_jobs(study, root, device, show)
         show()
     finally: progress.end()
     for k,v in failed.items(): print(f'{k[0]} seed {k[1]} failed: {v}')
@@ -517,13 +517,13 @@ def tune_arms(
     grid:list, # of `parse_grid`
     seeds:int=2, # number of seeds of each setting
     root=None, # folder or archive of a named data set
-    gpu:str=None, # number of a GPU, or cpu
+    device:str=None, # cpu, cuda, cuda:1 or mps
     workers:int=None, # processes; default: one per GPU, or one
     bar:bool=True, # show progress?
 )->dict: # `grid`, `seeds`, `chosen` (arm -> setting), `failed` (arms with a setting), `runs`, `seconds`
     "Choose a setting for every arm on a holdout of the training images"
     s,points = tuning_study(study, grid, seeds, root)
-    run_study(s, root, gpu, workers, bar)
+    run_study(s, root, device, workers, bar)
     if any(s.run_folder(*o).is_locked() for o in s.missing()):
         raise UserError(f'{s.folder} is being trained by another process: wait for it to finish.')
     runs = {a.name:[s.run_folder(a, k).read() for k in s.seeds if s.is_done(a, k)] for a in s.arms}
@@ -847,7 +847,7 @@ def unpack_study(
 # %% ../../nbs/77_studies.study.ipynb #5264371c
 def study_plan(
     study:Study, # that is to run
-    gpu:str=None, # number of a GPU, or cpu
+    device:str=None, # cpu, cuda, cuda:1 or mps
     root=None, # folder or archive of a named data set
     workers:int=None, # processes; default: one per GPU, or one
     tune:str=None, # grid of settings, see `tune_arms`
@@ -860,8 +860,8 @@ def study_plan(
     more = {'of teachers':len(missing)-left, 'of tuning':len(tuning)}
     words = ''.join(f', and {k} runs {o}' for o,k in more.items() if k)
     arms = ', '.join(a.name for a in study.arms)
-    n_workers = worker_count(workers, gpu) or 1
-    total = sum(_job_seconds([a for a,_ in missing+tuning], gpu, root))/n_workers
+    n_workers = worker_count(workers, device) or 1
+    total = sum(_job_seconds([a for a,_ in missing+tuning], device, root))/n_workers
     found = partial(detectable, n=n, alpha=0.05/sum(not _is_longer(a) for a in study.arms[1:]))
     return (f'{left} of {len(jobs)} runs are missing{words}: {arms}; seeds {_span(study.seeds)}.\n'
         f"Time of training in {'one process' if n_workers==1 else f'{n_workers} processes'}, to an order of magnitude: "
@@ -870,11 +870,11 @@ def study_plan(
         f'differences: {found(2):.1f} points if the standard deviation is 2 points.')
 
 # %% ../../nbs/77_studies.study.ipynb #0b589239
-def _job_seconds(arms, gpu, root):
+def _job_seconds(arms, device, root):
     "Estimated seconds of a run of each arm"
     from cifar_fastai.runs.train import run_device
     from cifar_fastai.studies.experiments import count_images, image_seconds
-    images,seconds = cache(partial(count_images, root=root)),cache(partial(image_seconds, device=run_device(gpu)))
+    images,seconds = cache(partial(count_images, root=root)),cache(partial(image_seconds, device=run_device(device)))
     def cost(c):
         used = c.fraction*(0.9 if c.valid=='holdout' else 1) # a tenth is held out
         return seconds(c.model)*images(c.dataset)*used*c.epochs*_passes(c)
@@ -883,7 +883,7 @@ def _job_seconds(arms, gpu, root):
 # %% ../../nbs/77_studies.study.ipynb #62393dfe
 def study_config(
     cfg:RunConfig, # of the baseline
-    gpu:str=None, # number of a GPU, or cpu
+    device:str=None, # cpu, cuda, cuda:1 or mps
     given=(), # names of the settings that were given, which have no default
 )->RunConfig:
     "The configuration of a baseline, with the defaults of a study"
@@ -891,7 +891,7 @@ def study_config(
     if 'seed' in given:
         raise UserError(f'seed is {cfg.seed}: a study has several seeds, so give the first one as first_seed.')
     changes = {} if 'valid_every' in given or cfg.valid_every!=1 else dict(valid_every=cfg.epochs)
-    if cfg.threads is None and run_device(gpu).type=='cpu': changes['threads'] = 1
+    if cfg.threads is None and run_device(device).type=='cpu': changes['threads'] = 1
     return replace(cfg, **changes)
 
 def study_name(cfg:RunConfig)->str: # cfg: of the baseline
@@ -909,7 +909,7 @@ def study(
     pairs:bool=False, # add all compatible pairs of arms?
     equal_time:bool=False, # add a baseline of equal time for each arm that takes two passes per step?
     root=None, # folder or archive of a named data set
-    gpu:str=None, # number of a GPU, or cpu
+    device:str=None, # cpu, cuda, cuda:1 or mps
     workers:int=None, # processes; default: one per GPU, or one
     bar:bool=True, # show progress?
     tune:str=None, # tune every arm on this grid, such as `'lr=0.05,0.1'`
@@ -920,15 +920,16 @@ def study(
     **settings # fields of `RunConfig`, of the baseline
 )->StudyResult:
     "Train a baseline and arms with paired seeds, and compare them"
-    cfg = study_config(RunConfig().override(**settings), gpu, [k for k,v in settings.items() if v is not None])
+    given = [k for k,v in settings.items() if v is not None]
+    cfg = study_config(RunConfig().override(**settings), device, given)
     arms = [arms] if isinstance(arms, str) else arms
     check_setting('seeds', seeds, 1)
     first_seed = check_range('first_seed', first_seed, 0, 2**31, whole=True)
     found = create_arms(arms, cfg, pairs, equal_time, root=root)
     s = open_study(Path(studies)/(name or study_name(cfg)), found, range(first_seed, first_seed+seeds), tune=tune,
-        outcome=outcome, logits=logits, weights=weights, tune_seeds=tune_seeds, root=root, gpu=gpu, workers=workers,
-        bar=bar)
-    run_study(s, root, gpu, workers, bar)
+        outcome=outcome, logits=logits, weights=weights, tune_seeds=tune_seeds, root=root, device=device,
+        workers=workers, bar=bar)
+    run_study(s, root, device, workers, bar)
     res = study_result(s)
     res.save()
     return res
