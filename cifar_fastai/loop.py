@@ -41,6 +41,9 @@ class ManagedCallback(Callback):
     def check(self):
         "Raise `UserError` if this callback is incompatible with `self.learn`; called before a fit starts"
 
+    def check_batch(self):
+        "Raise `UserError` if this callback is incompatible with the targets `self.yb`; called in the first batch"
+
 # %% ../nbs/03_loop.ipynb #7bf2a39c
 def managed(learn)->bool:
     "Does `learn` have a callback, an optimizer or a `DataLoader` of this library?"
@@ -70,6 +73,7 @@ class TrainingRun:
         self.interrupted = False # set by a callback that ends it for another process to resume
         self.stepped = False # did the optimizer step in this batch? False where the step was cancelled
         self.second_pass = False # is the batch being run a second time?
+        self.checked = False # has its first batch been checked?
         self.first_epoch,self.skip = 0,None # where a resumed run starts: epoch; (batches, function to call after them)
         self.contexts = [] # of the managed callbacks, open or not
         self.closed = frozenset() # ids of the callbacks whose window does not hold the batch
@@ -274,12 +278,19 @@ def _autocast_depth():
     torch.autocast_decrement_nesting()
     return n
 
+def _check_batch(learn, run):
+    "Refuse callbacks that are incompatible with the first batch"
+    run.checked = True
+    for cb in learn.cbs.sorted('order'):
+        if getattr(type(cb), 'managed', False) and not _silent(_loops[learn], cb): cb.check_batch()
+
 @contextmanager
 def _batch(learn):
     "A batch: autocast is left however it ends"
     depth,run = _autocast_depth(),training_run(learn)
     trains = run and learn.training and not _loops[learn].inference
     if trains: key_streams(learn)
+    if trains and not run.checked: _check_batch(learn, run)
     try: yield
     finally:
         amp = first(learn.cbs, lambda cb: isinstance(cb, MixedPrecision))

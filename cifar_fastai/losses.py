@@ -133,8 +133,22 @@ class BinaryCrossEntropy(CrossEntropy):
 
     def activation(self, x): return x.sigmoid()
 
+# %% ../nbs/40_losses.ipynb #f0a85fdb
+def _multilabel(loss_func):
+    "Is it torch's loss for several labels per image, or what stands in for it?"
+    f = loss_func.func if isinstance(loss_func, BaseLoss) else loss_func
+    return isinstance(f, nn.BCEWithLogitsLoss) or not getattr(f, 'y_int', True)
+
+class _MultiLabel(BinaryCrossEntropy):
+    "Torch's `BCEWithLogitsLoss` with terms"
+    y_int = False # it takes no class labels
+    def __init__(self, reduction): super().__init__(reduction=reduction, shares=True, sum_classes=reduction!='mean')
+
 # %% ../nbs/40_losses.ipynb #3e21fc85
-def _like(loss_func):
+def _like(
+    loss_func, # of a Learner
+    trick='This trick', # that needs it, for the message
+):
     "The `CrossEntropy` that computes what `loss_func` computes, or `UserError`"
     f = loss_func.func if isinstance(loss_func, BaseLoss) else loss_func
     if isinstance(f, nn.CrossEntropyLoss) and f.ignore_index==-100:
@@ -142,9 +156,10 @@ def _like(loss_func):
     weighted = any(getattr(f, k, None) is not None for k in ('weight', 'pos_weight'))
     if type(f).__name__=='LabelSmoothingCrossEntropy' and not weighted: return CrossEntropy(f.eps, f.reduction)
     if f is F.cross_entropy: return CrossEntropy()
+    if isinstance(f, nn.BCEWithLogitsLoss) and not weighted: return _MultiLabel(f.reduction)
     use = 'CrossEntropy(weight=...), with the same class weights' if weighted else 'CrossEntropy()'
-    raise UserError('This trick needs a cross entropy, which takes class probabilities, and the Learner has '
-        f'{short(loss_func)}: use loss_func={use}.')
+    raise UserError(f'{trick} needs a cross entropy, which takes class probabilities, and the Learner has '
+        f'{short(loss_func)}: use loss_func={use}, or leave the trick out if the targets are not classes.')
 
 # %% ../nbs/40_losses.ipynb #1c4b8660
 @contextmanager
@@ -161,8 +176,23 @@ def training_loss(learn:Learner):
 # %% ../nbs/40_losses.ipynb #9fc72d58
 class LossTrick(Trick):
     "A `Trick` that works through the Learner's loss object"
+    off = False
+    per_pixel,multilabel = False,True # does it take a class per pixel, and several labels per image?
     def check(self):
-        if not isinstance(self.loss_func, CrossEntropy): _like(self.loss_func)
+        if isinstance(self.loss_func, CrossEntropy): return
+        _like(self.loss_func, repr(self))
+        if not self.multilabel and _multilabel(self.loss_func):
+            raise UserError(f'{self!r} compares the probabilities of classes that exclude each other, and the Learner '
+                f'has {short(self.loss_func)}, for several labels per image: leave it out.')
+
+    def check_batch(self):
+        y = self.yb[0]
+        if y.ndim>2 and not (self.off or self.per_pixel):
+            raise UserError(f'{self!r} needs a class, or class probabilities, for each image, and these targets have '
+                f'the shape {tuple(y.shape)}: leave it out.')
+        if y.ndim<2 and _multilabel(self.loss_func):
+            raise UserError('BCEWithLogitsLoss takes one target per output, and these targets are class labels: use '
+                'CrossEntropy().')
 
     @contextmanager
     def train_context(self):
@@ -174,6 +204,6 @@ class LossTrick(Trick):
 @tricks.register
 class LabelSmoothing(LossTrick):
     "Label smoothing: mix training targets with the uniform distribution (1512.00567)"
-    order,off_kwargs = step_order.smooth,dict(eps=0.)
+    order,off_kwargs,per_pixel = step_order.smooth,dict(eps=0.),True
     def __init__(self, eps:float=0.1): self.eps = check_range('eps', eps, 0, 1)
     def around_loss(self, loss): return loss.smoothed(self.eps)

@@ -528,7 +528,7 @@ class SelectiveBackprop(Hand):
         losses = -(targ*F.log_softmax(pred.to(x.dtype), 1)).sum(1)
         order = sorted(range(len(probs)), key=lambda k: losses[k].item())
         race = {k:times[k]/((r+0.5)/len(probs))**(1/self.t.keep-1) for r,k in enumerate(order)}
-        idxs = sorted(race, key=race.get)[:max(1, round(self.t.keep*len(probs)))]
+        idxs = sorted(race, key=race.get)[:max(min(len(probs), 2), round(self.t.keep*len(probs)))]
         return torch.cat([o[idxs] for o in x.split(len(probs))]),probs[idxs]
 
 hands = {c.__name__:c for c in Hand.__subclasses__()}

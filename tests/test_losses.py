@@ -109,7 +109,7 @@ def test_weights_of_others(make):
     assert torch.allclose(weights_after(make(), [KD(net(), alpha=0.)]), plain)
     assert not torch.allclose(weights_after(CrossEntropy(), [KD(net(), alpha=0.)]), plain)
 
-losses = dict(focal=lambda: FocalLossFlat(weight=weights), bce_flat=lambda: BCEWithLogitsLossFlat(),
+losses = dict(focal=lambda: FocalLossFlat(weight=weights),
     bce=lambda: nn.BCEWithLogitsLoss(pos_weight=weights),
     smoothed=lambda: LabelSmoothingCrossEntropyFlat(weight=weights),
     ignoring=lambda: nn.CrossEntropyLoss(ignore_index=3), mse=lambda: nn.MSELoss())

@@ -26,7 +26,7 @@ def test_draw_with_a_large_exponent(keep):
 
 @pytest.mark.parametrize('kwargs,kept', [(dict(start=0.5, end=0.9), [13, 13, 13, 1, 6, 13, 6, 1]),
     (dict(interrupt=0), [6, 6, 6, 1]*2), (dict(end=0.5, interrupt=3), [6, 6, 13, 1]+[13, 13, 13, 1]),
-    (dict(keep=0.1, start=0.25), [13, 13, 1, 1, 1, 13, 1, 1])])
+    (dict(keep=0.1, start=0.25), [13, 13, 2, 1, 2, 13, 2, 1])])
 def test_when(kwargs, kept):
     seen = []
     look = Callback(after_pred=lambda self: seen.append((len(self.pred), len(self.yb[0]))) if self.training else None)

@@ -215,6 +215,9 @@ class ProgressiveResize(Trick):
     def side(self, n):
         return min(n, max(4, round(n*resize_scale(self.pct_train, self.small, self.grow, self.full)/4)*4))
 
+    def check_batch(self):
+        if self.small<1: check_unplaced(self)
+
     def before_fit(self): self.resized,self.passed = None,False
     def before_batch(self):
         x = self.xb[0]

@@ -7,12 +7,13 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/augment.pixels.html.md"""
 # %% auto #0
 __all__ = ['geometric_matrices', 'operations', 'operation_index', 'adjust_brightness', 'adjust_color', 'adjust_contrast',
            'adjust_sharpness', 'posterize', 'solarize', 'autocontrast', 'invert', 'equalize', 'warp', 'array_to_device',
-           'apply_operations', 'image_size', 'PixelTrick']
+           'apply_operations', 'image_size', 'check_unplaced', 'PixelTrick']
 
 # %% ../../nbs/20_augment.pixels.ipynb #2795cacc
 from contextlib import contextmanager
 import torch.nn.functional as F
 from fastai.basics import *
+from fastai.vision.core import TensorBBox, TensorPoint
 from ..core import *
 from ..loop import *
 from ..trick import *
@@ -198,11 +199,20 @@ class _Before(ItemTransform):
         self.trick.next_batch()
         return self.trick.augment_batch(b)
 
+# %% ../../nbs/20_augment.pixels.ipynb #d624295c
+def check_unplaced(trick:Trick):
+    "Refuse targets with a place in the image, such as masks, points and boxes"
+    for y in trick.yb:
+        if not isinstance(y, (TensorImageBase, TensorPoint, TensorBBox)) and getattr(y, 'ndim', 0)<3: continue
+        raise UserError(f'{trick!r} changes images and leaves their targets as they are, and these targets '
+            f"({type(y).__name__}) have a place in the image: use fastai's batch_tfms instead.")
+
 # %% ../../nbs/20_augment.pixels.ipynb #1b41b9fd
 class PixelTrick(Trick):
     "Base class of augmentations of uint8 training images: a subclass defines `augment(x)`"
     disables = None # what of a loader's own `CropFlip` this takes the place of: 'pad' or 'flip'
     off,_piped = False,False
+    moves = True # does it move pixels, or change what they show?
 
     def augmented(self, x):
         "What `augment` makes of `x`, of its type and in its memory layout"
@@ -237,6 +247,11 @@ class PixelTrick(Trick):
         if self.off or self._piped: return
         b,n = self.augment_batch((*self.xb, *self.yb)),len(self.xb)
         self.learn.xb,self.learn.yb = b[:n],b[n:]
+
+# %% ../../nbs/20_augment.pixels.ipynb #15c9b5a0
+@patch
+def check_batch(self:PixelTrick):
+    if self.moves and not self.off: check_unplaced(self)
 
 # %% ../../nbs/20_augment.pixels.ipynb #231327e9
 @patch

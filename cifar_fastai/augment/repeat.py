@@ -17,7 +17,7 @@ from .pixels import *
 @tricks.register
 class RepeatedAugment(PixelTrick):
     "Several differently augmented copies of each image in a batch (1901.09335, 1902.05509)"
-    order,off_kwargs = step_order.repeat,dict(k=1)
+    order,off_kwargs,moves = step_order.repeat,dict(k=1),False
     def __init__(self,
         k:int=2, # copies of each image, up to 100; 1: off
         same_size:bool=False, # keep the size of batches, with `1/k` of the images?

@@ -47,7 +47,7 @@ _mix_ops = 'AutoContrast Equalize Posterize Rotate Solarize ShearX ShearY Transl
 @tricks.register
 class AugMix(ImagePolicy, LossTrick):
     "AugMix: mix each image with augmentation chains, and compare predictions for such mixes (1912.02781)"
-    order,off_kwargs,views = step_order.augmix,dict(width=0),None
+    order,off_kwargs,views,multilabel = step_order.augmix,dict(width=0),None,False
     def __init__(self,
         severity:float=3., # largest magnitude, 1 to 10
         width:int=3, # number of chains, up to 10; 0: off

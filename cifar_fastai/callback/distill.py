@@ -123,7 +123,7 @@ def __call__(self:Teacher, x):
 # %% ../../nbs/52_callback.distill.ipynb #2ee16741
 class TeacherTrick(LossTrick):
     "Base class of tricks that add a comparison with the logits of a teacher to the loss"
-    order,group,trained = step_order.distill,'teacher','teacher'
+    order,group,trained,multilabel = step_order.distill,'teacher','teacher',False
     conflict = ('{names} each weigh the labels against a teacher: use one of them, whose teacher may be a module that '
         'averages the logits of several.')
     off = False # is its weight 0?

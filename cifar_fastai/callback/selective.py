@@ -65,6 +65,6 @@ def before_batch(self:SelectiveBackprop):
     if not self.selects: return
     losses = self.losses()
     n = len(losses)
-    idxs = draw_by_loss(losses, max(1, round(self.keep*n)), 1/self.keep-1, self.stream.gen(losses.device))
+    idxs = draw_by_loss(losses, max(min(n, 2), round(self.keep*n)), 1/self.keep-1, self.stream.gen(losses.device))
     views = (idxs + torch.arange(0, len(self.xb[0]), n, device=idxs.device)[:,None]).flatten()
     self.learn.xb,self.learn.yb = tuple(o[views] for o in self.xb),tuple(o[idxs] for o in self.yb)

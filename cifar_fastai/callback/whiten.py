@@ -67,6 +67,9 @@ class Whiten(Trick):
     def check(self):
         if self.n and _first_conv(self.model) is None:
             raise UserError('Whiten needs a network whose first convolution has one group: leave it out.')
+        if self.n and not _first_conv(self.model).weight.requires_grad:
+            raise UserError(f'{self!r} replaces the weights of the first convolution, which are frozen: call '
+                'learn.unfreeze() and fit, or leave it out.')
 
     def before_fit(self):
         if not self.n: return
