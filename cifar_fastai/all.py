@@ -8,6 +8,7 @@ from .rng import RandomStream
 from .serialize import load_weights
 from .loop import ManagedCallback, inference, no_trace
 from .trick import Trick, learner_tricks, tricks
+from .distributed import Distributed, process_group
 from .data.sources import cached_images, download_archive, read_images, stratified
 from .data.datasets import DataSet, RemoteFile, corrupted_sets, datasets, digit_images, find_data
 from .data.loaders import (CifarDataLoaders, CropFlip, ImageTensors, NormalizeImages, TensorDL, channel_stats, cifar_dls,

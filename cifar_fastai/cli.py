@@ -194,6 +194,12 @@ def _exits(prog):
         if isinstance(e, BrokenPipeError): sys.exit(141)
         fail(f'the output could not be written ({e.strerror}).', 2)
 
+# %% ../nbs/90_cli.ipynb #efd301ed
+def _check_launcher(prog):
+    n = os.environ.get('WORLD_SIZE', '')
+    if n in ('', '0', '1') or prog=='cifar-train': return
+    sys.exit(f'{prog}: it runs in one process, but a launcher started {n[:20]}: run it without torchrun.')
+
 # %% ../nbs/90_cli.ipynb #cccc7e9d
 def command(
     func=None, # the function
@@ -209,6 +215,7 @@ def command(
     @wraps(func)
     def _f(*args, argv=None, **kwargs):
         if args or kwargs: return func(*args, **kwargs)
+        _check_launcher(_prog(func))
         warnings.filterwarnings('ignore', message='.*torch.jit.*')
         with _exits(_prog(func)):
             given = _parse(func, groups, argv)

@@ -42,6 +42,7 @@ for epoch in range(n_epoch):
         loss.backward()        # after_backward; fastai's GradientAccumulation scales the loss before
         second_pass   20       # forward and backward again, at other weights
         # before_step
+        synchronise    2       # Distributed averages the gradients of all processes
         clip          16       # MixedPrecision (10) has unscaled the gradients
         opt.step()             # after_step
         lookahead     50       # steps back towards the slow weights
@@ -54,6 +55,8 @@ for epoch in range(n_epoch):
     log               80
     checkpoint        90       # after everything whose state it saves
 '''
+
+# %% ../nbs/04_trick.ipynb #ee30559c
 step_order = AttrDict({name:int(n) for name,n in re.findall(r'^ +(\w+) +(\d+)', training_step, re.M)})
 
 # %% ../nbs/04_trick.ipynb #7631bed5

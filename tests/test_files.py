@@ -359,7 +359,7 @@ def test_weights_without_settings_are_not_continued(finished):
     ids=str)
 def test_several_processes(monkeypatch, env):
     for k,v in env.items(): monkeypatch.setenv(k, v)
-    refused(small, 'WORLD_SIZE', 'run without torchrun')
+    refused(small, 'WORLD_SIZE', 'or unset WORLD_SIZE')
     assert not Path('exps').exists()
 
 # -- the best epoch

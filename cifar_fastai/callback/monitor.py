@@ -15,6 +15,7 @@ from fastai.basics import *
 from fastai.callback.tracker import TrackerCallback
 from ..core import *
 from ..devices import *
+from ..distributed import *
 from ..loop import *
 from ..trick import *
 
@@ -37,6 +38,7 @@ class Monitor(ManagedCallback):
 class TrainAccuracy(Monitor):
     "Accuracy on the training batches, augmented and mixed as they were"
     column,hits,n,predicted = 'train_accuracy',0.,0,False
+    sums = 'hits','n' # see `Distributed`
     def before_train(self): self.hits,self.n,self.predicted = 0.,0,False
     def after_pred(self): self.predicted = True
     def after_batch(self):
@@ -52,7 +54,7 @@ class TrainAccuracy(Monitor):
 # %% ../../nbs/54_callback.monitor.ipynb #ca79e324
 class ImagesPerSecond(Monitor):
     "Training images per second"
-    column,n,seconds = 'images_per_second',0,math.nan
+    column,n,seconds,sums = 'images_per_second',0,math.nan,('n',)
     def before_train(self): self.n,self.seconds,self.start = 0,math.nan,time.perf_counter()
     def after_batch(self): self.n += find_bs(self.yb)
     def after_train(self):
@@ -186,7 +188,9 @@ class StopOnNonFinite(ManagedCallback):
     def _look(self):
         losses,self.losses = self.losses,[]
         if not losses or losses[0].is_meta: return
-        for v in torch.stack(losses).tolist():
+        losses = torch.stack(losses)
+        if self.learn._grab_cbs(Distributed): average_([losses]) # all processes stop, or none
+        for v in losses.tolist():
             self.seen += 1
             if not math.isfinite(v): self._stop(f'loss became {v}', self.seen)
             self.last = v

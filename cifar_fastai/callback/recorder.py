@@ -20,7 +20,7 @@ class _OnDevice:
     "A running mean on the device of the loss"
     def accumulate(self, learn):
         bs = find_bs(learn.yb)
-        self.total += to_detach(self.measure(learn), cpu=False)*bs
+        self.total += learn.to_detach(self.measure(learn), cpu=False)*bs
         self.count += bs
 
 # %% ../../nbs/55_callback.recorder.ipynb #80e3b5f2
@@ -55,7 +55,7 @@ class DeviceSmoothLoss(AvgSmoothLoss):
     "`AvgSmoothLoss` that does not wait for the device"
     def accumulate(self, learn):
         self.count += 1
-        loss = to_detach(learn.loss.mean(), cpu=False)
+        loss = learn.to_detach(learn.loss.mean(), cpu=False)
         self.val = torch.lerp(loss, self.val.to(loss, non_blocking=True), self.beta)
 
 # %% ../../nbs/55_callback.recorder.ipynb #1d590aee

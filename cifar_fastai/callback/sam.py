@@ -52,7 +52,7 @@ class SAM(SecondPass):
     def __init__(self,
         rho:float=0.05, # neighbourhood radius; default from the paper for CIFAR
         same_rng:bool=True, # use the same dropout (and shake) masks in both passes?
-        sync:bool=False, # synchronise the first gradient too under DDP?
+        sync:bool=False, # average the first gradient over processes, too?
         every:int=1, # optimizer steps from one second pass to the next
         only:str=None, # 'norm' perturbs the parameters of normalisation layers only; default all
     ):
@@ -83,6 +83,12 @@ class SAM(SecondPass):
     def after_fit(self): self.n = 0
     def state_dict(self): return dict(n=self.n)
     def load_state_dict(self, sd): self.n = sd['n']
+
+# %% ../../nbs/51_callback.sam.ipynb #f6ce325c
+@patch(as_prop=True)
+def sync_gradient(self:SAM):
+    "Does the ascent need the gradient of the whole batch? See `Distributed`"
+    return self.sync and self.ascends
 
 # %% ../../nbs/51_callback.sam.ipynb #61c6ed29
 @patch
@@ -144,7 +150,7 @@ class ASAM(SAM):
         rho:float=0.5, # neighbourhood radius, relative to the weights; default from the paper for CIFAR
         eta:float=0.01, # added to the magnitude of a weight
         same_rng:bool=True, # use the same dropout (and shake) masks in both passes?
-        sync:bool=False, # synchronise the first gradient too under DDP?
+        sync:bool=False, # average the first gradient over processes, too?
         every:int=1, # optimizer steps from one second pass to the next
         only:str=None, # 'norm' perturbs the parameters of normalisation layers only; default all
     ):

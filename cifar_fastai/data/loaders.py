@@ -190,6 +190,7 @@ def _sum_to_1(w):
 class TensorDL(TfmdDL):
     "A `DataLoader` that gathers batches from tensors on the device"
     managed = True # see `loop`
+    part = None # the part of every batch that this process gets: its number, and the number of parts; None: all
     _n_inp,_types = 1,{tuple: [TensorImage,TensorCategory]} # chkstyle: ignore
     @delegates(TfmdDL.__init__)
     def __init__(self,
@@ -257,8 +258,20 @@ def create_batches(self:TensorDL, idxs):
     else: idxs = (torch.as_tensor(o, device=x.device) for o in chunked(idxs, self.bs)) # may be infinite
     for o in idxs:
         if not len(o) or self.drop_last and len(o)<self.bs: break
+        if self.part: o = o.tensor_split(self.part[1])[self.part[0]]
+        if not len(o): break # the last batch has fewer images than parts
         xb = x.index_select(0, o).permute(0,3,1,2)
         yield (xb,) if y is None else (xb, y.index_select(0, o))
+
+# %% ../../nbs/12_data.loaders.ipynb #6bc9ab1d
+@patch
+def to_detach(self:TensorDL,
+    b, # tensors, in any collection
+    cpu:bool=True, # move them to the CPU?
+    gather:bool=False, # ignored
+):
+    "Detach a batch; that of this process, see `Distributed`"
+    return to_detach(b, cpu, gather=False)
 
 @patch
 def _next_key(self:TensorDL):

@@ -17,6 +17,7 @@ from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from ..core import *
 from ..rng import *
+from ..distributed import *
 from ..loop import *
 from ..serialize import *
 from ..trick import *
@@ -217,10 +218,12 @@ class Checkpoint(ManagedCallback):
         if self.mid: self._skip_trained()
         self.start = learner_random(self.learn)
     def after_batch(self):
+        if is_distributed(): return # several processes end after an epoch
         if self.signal and self.training and self.iter+1<self.n_iter: self._interrupt_epoch()
 
     def after_epoch(self):
         self.epochs,self.done = self.epoch+1,self.epoch+1==self.n_epoch
+        if self.signals and is_distributed(): self._agree()
         due = self.saved is None or time.monotonic()-self.saved>=self.seconds
         if self.signal or self.epochs%self.every==0 and due or self.done: self._save()
         if self.signal and not self.done: self._interrupt()
@@ -228,11 +231,6 @@ class Checkpoint(ManagedCallback):
     def after_cancel_fit(self):
         run = training_run(self.learn)
         if not (run.failed or run.interrupted): self._finish() # a callback ended the fit
-
-    def after_fit(self):
-        for s,f in self.old.items(): signal.signal(s, f)
-        self.fits += self.done
-        self.old,self.mid,self.start,self.begun = {},None,None,{}
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #6c737c01
 @patch(as_prop=True)
@@ -245,6 +243,7 @@ def file(self:Checkpoint)->Path:
 def _save(self:Checkpoint, **mid):
     for cb in self.learn.cbs.sorted('order'): getattr(cb, 'before_checkpoint', noop)()
     self.saved = time.monotonic()
+    if rank_distrib(): return # the first process writes
     save_tree(self.file, learner_state(self.learn, self.epochs, self.begun)
         | dict(facts=self.facts, finished=self.done) | mid)
 
@@ -253,6 +252,13 @@ def _save(self:Checkpoint, **mid):
 def _interrupt(self:Checkpoint):
     training_run(self.learn).interrupted = True
     raise CancelFitException
+
+# %% ../../nbs/63_runs.checkpoint.ipynb #7d0a26cc
+@patch
+def _agree(self:Checkpoint):
+    "A signal to one process is one to all"
+    n, = all_sum([bool(self.signal)], self.dls.device)
+    if n: self.signal = self.signal or signal.SIGTERM
 
 @patch
 def _interrupt_epoch(self:Checkpoint):
@@ -309,6 +315,12 @@ def _warn_of(self:Checkpoint, saved):
             stacklevel=2)
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #6411b120
+@patch
+def after_fit(self:Checkpoint):
+    for s,f in self.old.items(): signal.signal(s, f)
+    self.fits += self.done
+    self.old,self.mid,self.start,self.begun = {},None,None,{}
+
 @patch
 def _listen(self:Checkpoint):
     "Handle SIGTERM and Ctrl-C"

@@ -364,7 +364,7 @@ def is_finished(self:RunFolder,
         'resume it with --resume True, or choose another --name.')
 
 # %% ../../nbs/64_runs.folder.ipynb #6d2acbf1
-_same_bits = 'device threads deterministic torch torchvision fastai numpy python cifar_fastai commit'.split()
+_same_bits = 'device threads processes deterministic torch torchvision fastai numpy python cifar_fastai commit'.split()
 
 def _json(o): return json.dumps(o, indent=1)+'\n'
 

@@ -13,7 +13,7 @@ __all__ = ['RunLog', 'data_digest', 'environment', 'create_call', 'create_tricks
 # %% ../../nbs/65_runs.train.ipynb #6b04b5ff
 import hashlib, math, os, platform, psutil, re, signal, subprocess, sys, time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from fastcore.imports import IN_NOTEBOOK
 import cifar_fastai
 from ..core import *
 from ..devices import *
+from ..distributed import *
 from .config import *
 from ..rng import *
 from ..loop import *
@@ -60,12 +61,12 @@ class RunLog(ManagedCallback):
     def before_epoch(self): self.start = time.perf_counter(),time.process_time()
     def before_train(self):
         while self.files: self.folder.write(*self.files.popitem())
-
     def after_epoch(self):
         path = self.folder.path
         if not path.is_dir(): raise UserError(f'{path} was removed during training: start the run again.')
         row = self._row()
         self.rows = self.rows[:self.epoch] + [row]
+        if rank_distrib(): return # the first process writes
         if best_row(self.rows) is row: self.best = self.epoch,_copy(self.model.state_dict())
         if self.tensorboard: _to_tensorboard(path/'tensorboard', row)
         last = self.epoch+1==self.n_epoch
@@ -145,7 +146,7 @@ def environment(
     return dict(cifar_fastai=cifar_fastai.__version__, commit=_git_commit(),
         python=platform.python_version(), **versions,
         device=device_name(dls.device),
-        threads=torch.get_num_threads(), deterministic=deterministic,
+        threads=torch.get_num_threads(), processes=process_count(), deterministic=deterministic,
         started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), data=data)
 
 # %% ../../nbs/65_runs.train.ipynb #a219ee4c
@@ -235,7 +236,8 @@ class RunPlan:
         cfg = self.cfg
         set_seed(cfg.seed)
         dls = cifar_dls(cfg.dataset, root=self.root, device=self.device, **cfg.data)
-        return cifar_learner(cfg.model, dls, cbs=self.tricks, opt_func=self.opt_func, loss_func=self.loss,
+        cbs = self.tricks + [Distributed()]*is_distributed()
+        return cifar_learner(cfg.model, dls, cbs=cbs, opt_func=self.opt_func, loss_func=self.loss,
             lr=cfg.lr, wd=cfg.wd,
             wd_bn_bias=cfg.wd_bn_bias, init=cfg.init, precision=cfg.precision, compile=cfg.compile, **kwargs)
 
@@ -354,7 +356,7 @@ def expected_seconds(
     n = min(cfg.bs, int((1 if device.type=='cpu' else 100)/max(gmacs, 1e-3))) # images that take a third of a second
     if n<2 or size!=(32,32) or cfg.compile: return None
     with same_random(learn): seconds = seconds_per_image(learn.model, torch.randn(n, 3, *size, device=device))
-    return 1.1*seconds*len(ds)*epochs*count_passes(cfg)
+    return 1.1*seconds*len(ds)*epochs*count_passes(cfg)/process_count()
 
 # %% ../../nbs/65_runs.train.ipynb #c4289a04
 def describe_run(
@@ -409,28 +411,26 @@ def train(
     logits:bool=False, # store the logits of the test images?
 )->Path: # folder of the run
     "Train or resume a run; a finished run is not trained again"
-    _one_process()
     folder = RunFolder(Path(exps)/check_name(ifnone(name, cfg.name))/str(cfg.seed))
     settings = dict(row=row) | asdict(cfg)
     if folder.is_finished(settings, resume): return _finished(folder, bar)
     if tensorboard: _tensorboard_writer()
-    plan = RunPlan(cfg, root, run_device(device))
+    here,first_process = local_device(run_device(device)),not rank_distrib()
+    plan = RunPlan(cfg, root, here)
     check_memory(cfg, plan.device)
-    with folder.lock(), deterministic(same_bits), cpu_threads(cfg.threads):
+    with ExitStack() as stack:
+        bar = bar and first_process
+        for o in [process_group(here), *[folder.lock()]*first_process, deterministic(same_bits),
+            cpu_threads(cfg.threads)]: stack.enter_context(o)
         if folder.is_finished(settings, resume): return _finished(folder, bar)
         learn = plan.learner(path=folder.path, metrics=[accuracy, top5])
-        files = folder.start_files(settings, environment(learn.dls, same_bits))
-        log = RunLog(folder, tensorboard, files, curves, cfg.tta, logits)
+        files = folder.start_files(settings, environment(learn.dls, same_bits)) if first_process else {}
+        log = RunLog(folder, tensorboard, files, curves and first_process, cfg.tta, logits)
         if bar: print(describe_run(cfg, learn, folder), flush=True)
         with _shown_progress(learn, bar):
             if cfg.compile: print(f'The network was compiled in {compile_now(learn):.0f} s.')
             _run(plan, learn, folder, log, row)
     return folder.path
-
-def _one_process():
-    n = os.environ.get('WORLD_SIZE', '0')
-    if n not in ('0', '1'):
-        raise UserError(f'WORLD_SIZE is {short(n)}: distributed training is not supported, run without torchrun.')
 
 # %% ../../nbs/65_runs.train.ipynb #efc740db
 def report(folder)->str:
