@@ -183,8 +183,10 @@ def estimate_memory(cfg:RunConfig)->int: # bytes
     def count(m, i, o):
         if isinstance(o, Tensor) and not getattr(m, 'inplace', False): sizes.append(o.numel())
     with torch.device('meta'): model = create_model(cfg.model)
+    size = [cfg.data['size']]*2
+    check_image_size(cfg.model, model, tuple(size))
     hooks = [m.register_forward_hook(count) for m in model.modules() if not any(m.children())]
-    model(torch.empty(2, 3, 32, 32, device='meta'))
+    model(torch.empty(2, 3, *size, device='meta'))
     for h in hooks: h.remove()
     copies = 3 + ('adam' in cfg.optimizer) + (count_passes(cfg)>1)
     weights = 4*copies*sum(p.numel() for p in model.parameters())
@@ -350,9 +352,9 @@ def expected_seconds(
     "Estimate the training time"
     ds,device = learn.dls.train_ds,learn.dls.device
     size = tuple(ds.x.shape[-2:])
-    gmacs = float(zoo_contract().get(find_model(cfg.model).name, {}).get('gmacs') or math.inf)
+    gmacs = math.prod(size)/32**2*float(zoo_contract().get(find_model(cfg.model).name, {}).get('gmacs') or math.inf)
     n = min(cfg.bs, int((1 if device.type=='cpu' else 100)/max(gmacs, 1e-3))) # images that take a third of a second
-    if n<2 or size!=(32,32) or cfg.compile: return None
+    if n<2 or cfg.compile: return None
     with same_random(learn): seconds = seconds_per_image(learn.model, torch.randn(n, 3, *size, device=device))
     return 1.1*seconds*len(ds)*epochs*count_passes(cfg)
 
@@ -369,7 +371,8 @@ def describe_run(
     seconds = expected_seconds(cfg, learn, cfg.epochs-(at[0] if at else 0))
     steps = (f"{cfg.epochs} epoch{'s'*(cfg.epochs>1)} of {len(learn.dls.train):,} steps"
         + ('' if seconds is None else f', about {format_duration(max(seconds, 1))}'))
-    return (f'{cfg.model} ({params:,} parameters) on {cfg.dataset}: {len(learn.dls.train_ds):,} training images, '
+    data = cfg.dataset + (f' at {cfg.size}x{cfg.size}' if cfg.size else '')
+    return (f'{cfg.model} ({params:,} parameters) on {data}: {len(learn.dls.train_ds):,} training images, '
         f"{len(learn.dls.valid_ds):,} {'test' if cfg.valid=='test' else 'validation'} images\n"
         f"{where}, {cfg.precision}; {f'resumed after {at[0]} of ' if at else ''}{steps}; in {folder.path}/")
 

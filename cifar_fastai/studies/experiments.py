@@ -213,22 +213,27 @@ def plan(
 def count_images(
     dataset:str, # name of a data set, or folder or archive
     root=None, # folder or archive of a named data set
+    size:int=None, # as in `RunConfig`
 )->int:
     "Number of training images"
     from cifar_fastai.data.loaders import cifar_dls
-    return len(cifar_dls(dataset, root=root).train_ds)
+    return len(cifar_dls(dataset, root=root, size=size or 32).train_ds)
 
 # %% ../../nbs/71_studies.experiments.ipynb #66e573ab
 def image_seconds(
     model:str, # name of a backbone
     device, # device to train on
     n:int=8, # number of images per step
+    size:int=None, # as in `RunConfig`
 )->float: # seconds per image
     "Estimate the training time per image"
     import torch
+    from cifar_fastai.learner import check_image_size
     from cifar_fastai.runs.train import seconds_per_image
     from cifar_fastai.zoo.registry import create_model
-    return seconds_per_image(create_model(model).to(device), torch.randn(n, 3, 32, 32, device=device))
+    net,size = create_model(model),[size or 32]*2
+    check_image_size(model, net, tuple(size))
+    return seconds_per_image(net.to(device), torch.randn(n, 3, *size, device=device))
 
 def estimate(
     jobs:list, # list of `Job`
@@ -246,9 +251,10 @@ def estimate(
             RunPlan(c)
             check_memory(c, device)
         except UserError as e: return str(e)
-        if c.dataset not in sizes: sizes[c.dataset] = count_images(c.dataset, root)
-        if c.model not in times: times[c.model] = image_seconds(c.model, device)
-        return 1.1*times[c.model]*sizes[c.dataset]*c.fraction*c.epochs*count_passes(c)
+        work = c.model,c.size
+        if c.dataset not in sizes: sizes[c.dataset] = count_images(c.dataset, root, c.size)
+        if work not in times: times[work] = image_seconds(c.model, device, size=c.size)
+        return 1.1*times[work]*sizes[c.dataset]*c.fraction*c.epochs*count_passes(c)
     return [seconds(j) for j in jobs]
 
 # %% ../../nbs/71_studies.experiments.ipynb #9a946df7
@@ -264,7 +270,7 @@ def check_jobs(
     todo = {j.row.id:j.config for j in jobs if j.state!='finished'}.values()
     for c in todo: RunPlan(c)
     if data:
-        for o in {c.dataset for c in todo}: count_images(o, root)
+        for o,size in {(c.dataset, c.size) for c in todo}: count_images(o, root, size)
 
 # %% ../../nbs/71_studies.experiments.ipynb #eda6dd3e
 def reproduce(

@@ -825,7 +825,7 @@ def _job_seconds(arms, device, root):
     images,seconds = cache(partial(count_images, root=root)),cache(partial(image_seconds, device=run_device(device)))
     def cost(c):
         used = c.fraction*(0.9 if c.valid=='holdout' else 1) # a tenth is held out
-        return seconds(c.model)*images(c.dataset)*used*c.epochs*_passes(c)
+        return seconds(c.model, size=c.size)*images(c.dataset, size=c.size)*used*c.epochs*_passes(c)
     return [cost(a.config) for a in arms]
 
 # %% ../../nbs/77_studies.study.ipynb #62393dfe
