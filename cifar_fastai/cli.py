@@ -329,19 +329,22 @@ def cifar_reproduce(
     dry_run:bool=False, # only list the runs, and estimate their time?
 ):
     "Run the published rows that are not finished yet; resumable"
-    from cifar_fastai.studies.experiments import check_jobs, select_experiments, plan, reproduce
+    from cifar_fastai.studies.experiments import JobProgress, check_jobs, plan, reproduce, select_experiments
     if list: return print(_listed(select_experiments(table, rows, all or not (table or rows))))
     changes = dict(epochs=epochs, fraction=fraction, model=model, bs=bs, lr=lr, precision=precision,
         valid_every=valid_every, dataset=dataset)
     jobs = plan(select_experiments(table, rows, all), seeds, exps, **changes)
     check_jobs(jobs, root, device, data=not dry_run)
     if dry_run: return print(_dry(jobs, root, device))
+    progress = JobProgress(exps, jobs)
     if n := worker_count(workers, device):
         flags = _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, workers=1, **changes)
-        code = run_workers(n, 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()', flags, device)
+        code = run_workers(n, _sweep, flags, device, progress.show)
+        progress.end()
         if code>128: print('cifar-reproduce: interrupted: the same command resumes it.', file=sys.stderr)
         sys.exit(code)
-    failed = reproduce(jobs, exps, root, device)
+    try: failed = reproduce(jobs, exps, root, device, progress)
+    finally: progress.end()
     for name,why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
     if failed: sys.exit(1)
 
@@ -353,6 +356,8 @@ def _listed(rows):
         return '' if top1 is None and error is None else f'{top1 if top1 is not None else 100-error:.2f}'
     table = _table([{'row':e.id, 'top-1, %':figure(e)} for e in rows])
     return f'{table}\nOne of them is run by cifar-reproduce --rows ROW.'
+
+_sweep = 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'
 
 def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.items() if v is not None]
 

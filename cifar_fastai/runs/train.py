@@ -51,8 +51,10 @@ class RunLog(ManagedCallback):
         curves:bool=True, # write `curves.png`?
         tta:str='none', # test-time augmentation of the final results, see `tta_logits`
         logits:bool=False, # store the logits of the test images?
+        each=None, # called about once per second with the completed fraction of the run
     ):
         store_attr(but='files')
+        self.called = time.monotonic()
         self.files,self.rows,self.counts,self.best = files or {},[],Counter(),None # best: (epoch, weights) to write
 
     def state_dict(self): return dict(rows=self.rows, counts=dict(self.counts))
@@ -79,9 +81,6 @@ class RunLog(ManagedCallback):
         self.best = None
         if self.rows: self.folder.write_log(self.rows)
 
-    def after_cancel_fit(self):
-        if self.rows and self.curves and self.folder.path.is_dir(): self.folder.write_curves(self.rows)
-
 # %% ../../nbs/65_runs.train.ipynb #70940dd4
 def _copy(sd): return {k:v.detach().clone() for k,v in sd.items()}
 
@@ -103,6 +102,17 @@ def before_backward(self:RunLog): self.counts['backward_passes'] += 1
 
 @patch
 def after_step(self:RunLog): self.counts['steps'] += 1
+
+# %% ../../nbs/65_runs.train.ipynb #77a0771c
+@patch
+def after_cancel_fit(self:RunLog):
+    if self.rows and self.curves and self.folder.path.is_dir(): self.folder.write_curves(self.rows)
+
+@patch
+def after_batch(self:RunLog):
+    if self.each is None or not self.training or time.monotonic()-self.called<1: return
+    self.called = time.monotonic()
+    self.each((self.epoch + (self.iter+1)/self.n_iter)/self.n_epoch)
 
 # %% ../../nbs/65_runs.train.ipynb #a3837f27
 def _tensorboard_writer():
@@ -410,6 +420,7 @@ def train(
     bar:bool=True, # show progress bars?
     curves:bool=True, # write `curves.png`?
     logits:bool=False, # store the logits of the test images?
+    each=None, # called about once per second with the completed fraction of the run
 )->Path: # folder of the run
     "Train or resume a run; a finished run is not trained again"
     _one_process()
@@ -423,7 +434,7 @@ def train(
         if folder.is_finished(settings, resume): return _finished(folder, bar)
         learn = plan.learner(path=folder.path, metrics=[accuracy, top5])
         files = folder.start_files(settings, environment(learn.dls, same_bits))
-        log = RunLog(folder, tensorboard, files, curves, cfg.tta, logits)
+        log = RunLog(folder, tensorboard, files, curves, cfg.tta, logits, each)
         if bar: print(describe_run(cfg, learn, folder), flush=True)
         with _shown_progress(learn, bar):
             if cfg.compile: print(f'The network was compiled in {compile_now(learn):.0f} s.')
