@@ -530,6 +530,12 @@ def cifar_zoo(
         facts = dict(paper=o['paper'], reference=o['confirmed_by'], published=o['published'])
         print(*[fill(f'{k}: {v}', _width(), subsequent_indent='  ') for k,v in facts.items() if v], sep='\n')
 
+# %% ../nbs/90_cli.ipynb #08a7c3ab
+def _cost(name):
+    "Time of an epoch with a trick, relative to plain training"
+    ratio = registry_table()['cost']['ratio'].get(name)
+    return '' if ratio is None else f'{ratio:.2f}'
+
 # %% ../nbs/90_cli.ipynb #53e690f4
 def _trick_call(name, params, named=(), **_):
     "A trick as it is written for --tricks, with its defaults"
@@ -548,7 +554,8 @@ def _explained(name, params, doc, step='model: inside the network', docs={}, gro
         for k,v in params.items()]
     others = [k for k,v in registry_table()['trick'].items() if group and v.get('group')==group and k!=name]
     papers = ', '.join(f'https://arxiv.org/abs/{o}' for o in re.findall(r'\d{4}\.\d{5}', doc))
-    facts = {'Paper':papers, 'Step of training':step, 'Refused with':others and f"{', '.join(others)} ("
+    cost = _cost(name) and f"{_cost(name)} times an epoch of plain training ({registry_table()['cost']['what']})"
+    facts = {'Paper':papers, 'Step of training':step, 'Cost':cost, 'Refused with':others and f"{', '.join(others)} ("
         + conflict.format(names=f'{name}(), {others[-1]}()').rstrip('.') + ').',
         'Off':off and f"{name}({', '.join(f'{k}={v!r}' for k,v in off.items())})"}
     lines = [fill(f'{k}: {v}', _width(), subsequent_indent='  ') for k,v in facts.items() if v]
@@ -566,8 +573,11 @@ def cifar_tricks(
     if pattern in tricks: return print(_explained(pattern, **tricks[pattern]))
     table = {k:v for k,v in tricks.items() if fnmatch(k, pattern)}
     if not table: raise unknown('trick', pattern, tricks)
-    print(_fitted([dict(trick=_trick_call(k, **v), step=v.get('step', 'model').split(':')[0],
-        group=v.get('group', ''), summary=v['doc'].removeprefix(f'{k}: ')) for k,v in table.items()]))
+    cost = registry_table()['cost']
+    print(_fitted([dict(trick=_trick_call(k, **v), step=v.get('step', 'model').split(':')[0], group=v.get('group', ''),
+        cost=_cost(k), summary=v['doc'].removeprefix(f'{k}: ')) for k,v in table.items()], ('cost',)))
+    print(fill(f"cost: time of an epoch relative to plain training, measured with {cost['what']}; empty: not measured.",
+        _width()))
     without = {o:', '.join(k for k,v in table.items() if o not in v['params']) for o in ('start', 'end')}
     print(fill('Parameters of all: start and end, the fractions of the fit between which a trick acts'
         + ''.join(f'; no {o}: {names}' for o,names in without.items() if names) + '. Two tricks of one '
