@@ -80,8 +80,15 @@ def optimizer(name, cls, defaults):
     res = {k:row.get(k, {}) | own.get(k, {}) for k in ('params', 'ranges')}
     return dict(doc=row['doc']) | {k:v for k,v in res.items() if v}
 
+def costs()->dict:
+    "What was measured, and trick -> time of an epoch relative to plain training, from the stored benchmark"
+    b = json.loads((Path(__file__).parents[1]/'nbs/benchmarks/bench.json').read_text())
+    s,m = b['settings'],b['machine']
+    what = f"{s['model']}, batch size {s['bs']}, {m['device']}, {m['threads']} thread"
+    return dict(what=what, ratio={k:round(b['tricks'][k]['ratio'], 2) for k in sorted(tricks) if k in b['tricks']})
+
 def table()->dict:
-    "Kind -> name -> doc and params"
+    "Kind -> name -> doc and params; and what tricks cost"
     fit = 'lr', 't', 'n_epoch'
     schedules = {k:entry(f, fit, [partial(f, lr, 0., n) for lr,n in ((0.1, 10), (0.2, 20))]) for k,f in policies.items()}
     schedules['onecycle'] = entry(Learner.fit_one_cycle,
@@ -91,7 +98,7 @@ def table()->dict:
         optimizer={k:optimizer(k, cls, defaults) for k,(cls,defaults) in optimizers.items()},
         schedule=schedules,
         loss={k:entry(o, make=[o]) for k,o in losses.items()}, init={k:{} for k in inits},
-        backbone={k:dict(doc=backbones[k].paper) for k in list_models()})
+        backbone={k:dict(doc=backbones[k].paper) for k in list_models()}, cost=costs())
 
 if __name__=='__main__':
     path = Path(__file__).parents[1]/'cifar_fastai/registry.json'

@@ -340,19 +340,22 @@ def cifar_reproduce(
     dry_run:bool=False, # only list the runs, and estimate their time?
 ):
     "Run the published rows that are not finished yet; resumable"
-    from cifar_fastai.studies.experiments import check_jobs, select_experiments, plan, reproduce
+    from cifar_fastai.studies.experiments import JobProgress, check_jobs, plan, reproduce, select_experiments
     if list: return print(_listed(select_experiments(table, rows, all or not (table or rows))))
     changes = dict(epochs=epochs, fraction=fraction, model=model, bs=bs, lr=lr, precision=precision,
         valid_every=valid_every, dataset=dataset)
     jobs = plan(select_experiments(table, rows, all), seeds, exps, **changes)
     check_jobs(jobs, root, device, data=not dry_run)
     if dry_run: return print(_dry(jobs, root, device))
+    progress = JobProgress(exps, jobs)
     if n := worker_count(workers, device):
         flags = _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, workers=1, **changes)
-        code = run_workers(n, 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()', flags, device)
+        code = run_workers(n, _sweep, flags, device, progress.show)
+        progress.end()
         if code>128: print('cifar-reproduce: interrupted: the same command resumes it.', file=sys.stderr)
         sys.exit(code)
-    failed = reproduce(jobs, exps, root, device)
+    try: failed = reproduce(jobs, exps, root, device, progress)
+    finally: progress.end()
     for name,why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
     if failed: sys.exit(1)
 
@@ -364,6 +367,8 @@ def _listed(rows):
         return '' if top1 is None and error is None else f'{top1 if top1 is not None else 100-error:.2f}'
     table = _table([{'row':e.id, 'top-1, %':figure(e)} for e in rows])
     return f'{table}\nOne of them is run by cifar-reproduce --rows ROW.'
+
+_sweep = 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'
 
 def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.items() if v is not None]
 
@@ -536,6 +541,12 @@ def cifar_zoo(
         facts = dict(paper=o['paper'], reference=o['confirmed_by'], published=o['published'])
         print(*[fill(f'{k}: {v}', _width(), subsequent_indent='  ') for k,v in facts.items() if v], sep='\n')
 
+# %% ../nbs/90_cli.ipynb #08a7c3ab
+def _cost(name):
+    "Time of an epoch with a trick, relative to plain training"
+    ratio = registry_table()['cost']['ratio'].get(name)
+    return '' if ratio is None else f'{ratio:.2f}'
+
 # %% ../nbs/90_cli.ipynb #53e690f4
 def _trick_call(name, params, named=(), **_):
     "A trick as it is written for --tricks, with its defaults"
@@ -554,7 +565,8 @@ def _explained(name, params, doc, step='model: inside the network', docs={}, gro
         for k,v in params.items()]
     others = [k for k,v in registry_table()['trick'].items() if group and v.get('group')==group and k!=name]
     papers = ', '.join(f'https://arxiv.org/abs/{o}' for o in re.findall(r'\d{4}\.\d{5}', doc))
-    facts = {'Paper':papers, 'Step of training':step, 'Refused with':others and f"{', '.join(others)} ("
+    cost = _cost(name) and f"{_cost(name)} times an epoch of plain training ({registry_table()['cost']['what']})"
+    facts = {'Paper':papers, 'Step of training':step, 'Cost':cost, 'Refused with':others and f"{', '.join(others)} ("
         + conflict.format(names=f'{name}(), {others[-1]}()').rstrip('.') + ').',
         'Off':off and f"{name}({', '.join(f'{k}={v!r}' for k,v in off.items())})"}
     lines = [fill(f'{k}: {v}', _width(), subsequent_indent='  ') for k,v in facts.items() if v]
@@ -572,8 +584,11 @@ def cifar_tricks(
     if pattern in tricks: return print(_explained(pattern, **tricks[pattern]))
     table = {k:v for k,v in tricks.items() if fnmatch(k, pattern)}
     if not table: raise unknown('trick', pattern, tricks)
-    print(_fitted([dict(trick=_trick_call(k, **v), step=v.get('step', 'model').split(':')[0],
-        group=v.get('group', ''), summary=v['doc'].removeprefix(f'{k}: ')) for k,v in table.items()]))
+    cost = registry_table()['cost']
+    print(_fitted([dict(trick=_trick_call(k, **v), step=v.get('step', 'model').split(':')[0], group=v.get('group', ''),
+        cost=_cost(k), summary=v['doc'].removeprefix(f'{k}: ')) for k,v in table.items()], ('cost',)))
+    print(fill(f"cost: time of an epoch relative to plain training, measured with {cost['what']}; empty: not measured.",
+        _width()))
     without = {o:', '.join(k for k,v in table.items() if o not in v['params']) for o in ('start', 'end')}
     print(fill('Parameters of all: start and end, the fractions of the fit between which a trick acts'
         + ''.join(f'; no {o}: {names}' for o,names in without.items() if names) + '. Two tricks of one '

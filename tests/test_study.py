@@ -601,8 +601,8 @@ def test_interaction_in_any_order():
 
 def test_plan_counts_passes(monkeypatch):
     'The time of an arm with two passes counts twice, and only missing runs count'
-    monkeypatch.setattr('cifar_fastai.studies.experiments.image_seconds', lambda name, device: 1/149)
-    monkeypatch.setattr('cifar_fastai.studies.experiments.count_images', lambda dataset, root: 1490)
+    monkeypatch.setattr('cifar_fastai.studies.experiments.image_seconds', lambda name, device, size=None: 1/149)
+    monkeypatch.setattr('cifar_fastai.studies.experiments.count_images', lambda dataset, root, size=None: 1490)
     def plan(arm): return study_plan(open_study('s', create_arms([arm], base), range(2), write=False), 'cpu')
     assert 'magnitude: 8 s' in plan('MixUp()') and 'magnitude: 12 s' in plan('SAM()') # 2 epochs of a tenth, 4 runs
     s = done('s', ['SAM()'], range(2))
@@ -610,8 +610,8 @@ def test_plan_counts_passes(monkeypatch):
 
 def test_plan_counts_everything(monkeypatch):
     'Teachers, tuning on nine tenths of the images, second passes in some steps, and the processes'
-    monkeypatch.setattr('cifar_fastai.studies.experiments.image_seconds', lambda name, device: 1/100)
-    monkeypatch.setattr('cifar_fastai.studies.experiments.count_images', lambda dataset, root: 10_000)
+    monkeypatch.setattr('cifar_fastai.studies.experiments.image_seconds', lambda name, device, size=None: 1/100)
+    monkeypatch.setattr('cifar_fastai.studies.experiments.count_images', lambda dataset, root, size=None: 10_000)
     def plan(*arms, **kwargs): return study_plan(open_study('s', create_arms(arms, base), range(2), write=False), 'cpu', **kwargs)
     assert 'magnitude: 1 min 20 s' in plan('MixUp()') # 2 epochs of 10 s, 4 runs
     assert 'magnitude: 1 min 40 s' in plan('SAM(every=2)')

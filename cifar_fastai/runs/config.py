@@ -136,7 +136,7 @@ def resolve_call(
 def _plain(v): return [_plain(o) for o in v] if isinstance(v, (tuple, list)) and not isinstance(v, Call) else v
 
 # %% ../../nbs/61_runs.config.ipynb #e6b38595
-_integers = dict(epochs=(1, 100_000), bs=(1, 10_000_000), seed=(0, 2**64-1), threads=(1, 1024),
+_integers = dict(size=(8, 512), epochs=(1, 100_000), bs=(1, 10_000_000), seed=(0, 2**64-1), threads=(1, 1024),
     valid_every=(1, 100_000), seeds=(1, 1000), workers=(1, 256), num_it=(30, 100_000), rounds=(1, 1000))
 _reals = dict(lr=(0, 1000), wd=(0, 10), fraction=(1e-5, 1), label_noise=(0, 1))
 limits = {k:dict(lo=lo, hi=hi, whole=d is _integers) for d in (_integers, _reals) for k,(lo,hi) in d.items()}
@@ -162,14 +162,13 @@ def _check_text(name, v, default):
         raise UserError(f'{name} contains {short(bad[0])}: control characters and invalid Unicode are not allowed.')
 
 # %% ../../nbs/61_runs.config.ipynb #2848acda
+_choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), precision=('fp32', 'bf16', 'fp16'),
+    tta=('none', 'flip', 'shift'))
 _lrs = dict(sgd=0.1, nesterov=0.1, lars=0.1) | {f'pytorch-optimizer:{o}':1. for o in ('prodigy', 'schedulefreesgd')}
 
 def _default_lr(optimizer): return _lrs.get(optimizer.lower(), 1e-3)
 
 # %% ../../nbs/61_runs.config.ipynb #a61cc880
-_choices = dict(subset=('seed', 'fixed', 'first'), valid=('test', 'holdout'), precision=('fp32', 'bf16', 'fp16'),
-    tta=('none', 'flip', 'shift'))
-
 @dataclass
 class RunConfig:
     "All settings that determine the result of a run"
@@ -188,6 +187,7 @@ class RunConfig:
     fraction:float=1. # fraction of the training images to train on, stratified by class
     subset:str='seed' # how to draw a fraction: by the run's "seed", "fixed" for all seeds, or the "first" of each split
     drop_last:bool=False # drop the last training batch if it is incomplete?
+    size:int=None # height and width that images are resized to (default: 32)
     label_noise:float=0. # fraction of the training labels to replace with other classes
     valid:str='test' # select and validate on "test" images, or a "holdout": validation images, or training images
     valid_every:int=1 # number of epochs between validations; the last epoch is always validated
@@ -199,6 +199,7 @@ class RunConfig:
 
     def __post_init__(self):
         if self.init=='default': self.init = None
+        if self.size==32: self.size = None
         self._check_types()
         self.tricks = _as_list(self.tricks)
         for k in ('optimizer', 'schedule', 'loss'): setattr(self, k, _one_call(k, getattr(self, k)))
@@ -262,7 +263,7 @@ def data(self:RunConfig)->dict:
     seed = self.seed if self.subset=='seed' and drawn else 42
     rule = 'first' if self.subset=='first' else 'stratified'
     return dict(bs=self.bs, fraction=self.fraction, rule=rule, seed=seed, drop_last=self.drop_last, valid=self.valid,
-        label_noise=self.label_noise)
+        label_noise=self.label_noise, size=self.size or 32)
 
 # %% ../../nbs/61_runs.config.ipynb #fc3a2c50
 def run_config(

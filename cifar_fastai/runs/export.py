@@ -92,19 +92,22 @@ learn = load_run('path/to/this/folder')
 learn.predict('image.png') # class, its number, probabilities
 ```
 
-From the Hub: `load_run(huggingface_hub.snapshot_download('user/name'))`. Images of any size are resized to 32x32.
-No pickle is read.'''
+From the Hub: `load_run(huggingface_hub.snapshot_download('user/name'))`. Images of any size are resized to
+{size}x{size}. No pickle is read.'''
+
+def _size(facts): return facts['config'].get('size') or 32
 
 def _card(run, facts):
     "The text of README.md"
-    title = f"{facts['config']['model']} on {facts['config']['dataset']}"
+    title,size = f"{facts['config']['model']} on {facts['config']['dataset']}",_size(facts)
     defaults = asdict(RunConfig())
     cfg = write_config({k:v for k,v in facts['config'].items() if v!=defaults.get(k) or k in ('epochs', 'seed', 'lr')})
     classes = ', '.join(facts['vocab'][:20]) + (', ...' if len(facts['vocab'])>20 else '')
     parts = ['---\n' + yaml.safe_dump(_hub_header(facts), sort_keys=False) + '---', f'# {title}',
-        f"A {len(facts['vocab'])}-class image classifier for 32x32 images, trained with cifar_fastai. {_origin(run)}",
+        f"A {len(facts['vocab'])}-class image classifier for {size}x{size} images, trained with cifar_fastai. "
+        f'{_origin(run)}',
         '## Figures', _figures(facts, run.epochs),
-        run_caption([run]), '## Use', _usage, f'Classes: {classes}.', '## Configuration',
+        run_caption([run]), '## Use', _usage.replace('{size}', str(size)), f'Classes: {classes}.', '## Configuration',
         f'Settings that are not the defaults:\n\n```yaml\n{cfg}```']
     return '\n\n'.join(parts) + '\n'
 
@@ -143,17 +146,18 @@ def _export_facts(path):
     facts = read_json(path/'config.json')
     try:
         assert facts['format']=='cifar_fastai run' and isinstance(facts['config']['model'], str)
+        check_range('size', _size(facts), 8, 512, whole=True)
         assert isinstance(facts['vocab'], list) and facts['vocab'] and all(isinstance(o, str) for o in facts['vocab'])
         assert all(len(facts[k])==3 and all(isinstance(x, float) and abs(x)<1e6 for x in facts[k])
             for k in ('mean', 'std')) and min(facts['std'])>1e-6
-    except (AssertionError, KeyError, TypeError):
+    except (AssertionError, KeyError, TypeError, AttributeError, UserError):
         raise UserError(f'{path}/config.json is not that of an exported run.') from None
     return facts
 
 def _no_images(facts, device):
     "Empty `DataLoaders`"
-    ds = [ImageTensors(torch.empty(0,3,32,32, dtype=torch.uint8), torch.empty(0, dtype=torch.long), facts['vocab'], i)
-        for i in range(2)]
+    x,y = torch.empty(0, 3, *[_size(facts)]*2, dtype=torch.uint8),torch.empty(0, dtype=torch.long)
+    ds = [ImageTensors(x, y, facts['vocab'], i) for i in range(2)]
     dls = [TensorDL(o, shuffle=i==0, after_batch=[NormalizeImages(facts['mean'], facts['std'])])
         for i,o in enumerate(ds)]
     return CifarDataLoaders(*dls, device=as_device(device))

@@ -257,6 +257,12 @@ def state(self:RunFolder,
     if self.is_locked(): return 'running'
     return 'interrupted' if at else 'missing'
 
+# %% ../../nbs/64_runs.folder.ipynb #f750046f
+@patch
+def completed(self:RunFolder, epochs:int)->float: # epochs: of the run
+    "Completed fraction of the run"
+    return min(1., (self.progress() or [0])[0]/epochs)
+
 # %% ../../nbs/64_runs.folder.ipynb #ea9bca7b
 class RunLocked(UserError):
     "Another process is training this run"

@@ -52,8 +52,10 @@ class RunLog(ManagedCallback):
         curves:bool=True, # write `curves.png`?
         tta:str='none', # test-time augmentation of the final results, see `tta_logits`
         logits:bool=False, # store the logits of the test images?
+        each=None, # called about once per second with the completed fraction of the run
     ):
         store_attr(but='files')
+        self.called = time.monotonic()
         self.files,self.rows,self.counts,self.best = files or {},[],Counter(),None # best: (epoch, weights) to write
 
     def state_dict(self): return dict(rows=self.rows, counts=dict(self.counts))
@@ -80,9 +82,6 @@ class RunLog(ManagedCallback):
         self.best = None
         if self.rows: self.folder.write_log(self.rows)
 
-    def after_cancel_fit(self):
-        if self.rows and self.curves and self.folder.path.is_dir(): self.folder.write_curves(self.rows)
-
 # %% ../../nbs/65_runs.train.ipynb #70940dd4
 def _copy(sd): return {k:v.detach().clone() for k,v in sd.items()}
 
@@ -104,6 +103,17 @@ def before_backward(self:RunLog): self.counts['backward_passes'] += 1
 
 @patch
 def after_step(self:RunLog): self.counts['steps'] += 1
+
+# %% ../../nbs/65_runs.train.ipynb #77a0771c
+@patch
+def after_cancel_fit(self:RunLog):
+    if self.rows and self.curves and self.folder.path.is_dir(): self.folder.write_curves(self.rows)
+
+@patch
+def after_batch(self:RunLog):
+    if self.each is None or not self.training or time.monotonic()-self.called<1: return
+    self.called = time.monotonic()
+    self.each((self.epoch + (self.iter+1)/self.n_iter)/self.n_epoch)
 
 # %% ../../nbs/65_runs.train.ipynb #a3837f27
 def _tensorboard_writer():
@@ -184,8 +194,10 @@ def estimate_memory(cfg:RunConfig)->int: # bytes
     def count(m, i, o):
         if isinstance(o, Tensor) and not getattr(m, 'inplace', False): sizes.append(o.numel())
     with torch.device('meta'): model = create_model(cfg.model)
+    size = [cfg.data['size']]*2
+    check_image_size(cfg.model, model, tuple(size))
     hooks = [m.register_forward_hook(count) for m in model.modules() if not any(m.children())]
-    model(torch.empty(2, 3, 32, 32, device='meta'))
+    model(torch.empty(2, 3, *size, device='meta'))
     for h in hooks: h.remove()
     copies = 3 + ('adam' in cfg.optimizer) + (count_passes(cfg)>1)
     weights = 4*copies*sum(p.numel() for p in model.parameters())
@@ -352,9 +364,9 @@ def expected_seconds(
     "Estimate the training time"
     ds,device = learn.dls.train_ds,learn.dls.device
     size = tuple(ds.x.shape[-2:])
-    gmacs = float(zoo_contract().get(find_model(cfg.model).name, {}).get('gmacs') or math.inf)
+    gmacs = math.prod(size)/32**2*float(zoo_contract().get(find_model(cfg.model).name, {}).get('gmacs') or math.inf)
     n = min(cfg.bs, int((1 if device.type=='cpu' else 100)/max(gmacs, 1e-3))) # images that take a third of a second
-    if n<2 or size!=(32,32) or cfg.compile: return None
+    if n<2 or cfg.compile: return None
     with same_random(learn): seconds = seconds_per_image(learn.model, torch.randn(n, 3, *size, device=device))
     return 1.1*seconds*len(ds)*epochs*count_passes(cfg)/process_count()
 
@@ -371,7 +383,8 @@ def describe_run(
     seconds = expected_seconds(cfg, learn, cfg.epochs-(at[0] if at else 0))
     steps = (f"{cfg.epochs} epoch{'s'*(cfg.epochs>1)} of {len(learn.dls.train):,} steps"
         + ('' if seconds is None else f', about {format_duration(max(seconds, 1))}'))
-    return (f'{cfg.model} ({params:,} parameters) on {cfg.dataset}: {len(learn.dls.train_ds):,} training images, '
+    data = cfg.dataset + (f' at {cfg.size}x{cfg.size}' if cfg.size else '')
+    return (f'{cfg.model} ({params:,} parameters) on {data}: {len(learn.dls.train_ds):,} training images, '
         f"{len(learn.dls.valid_ds):,} {'test' if cfg.valid=='test' else 'validation'} images\n"
         f"{where}, {cfg.precision}; {f'resumed after {at[0]} of ' if at else ''}{steps}; in {folder.path}/")
 
@@ -409,6 +422,7 @@ def train(
     bar:bool=True, # show progress bars?
     curves:bool=True, # write `curves.png`?
     logits:bool=False, # store the logits of the test images?
+    each=None, # called about once per second with the completed fraction of the run
 )->Path: # folder of the run
     "Train or resume a run; a finished run is not trained again"
     folder = RunFolder(Path(exps)/check_name(ifnone(name, cfg.name))/str(cfg.seed))
@@ -425,7 +439,7 @@ def train(
         if folder.is_finished(settings, resume): return _finished(folder, bar)
         learn = plan.learner(path=folder.path, metrics=[accuracy, top5])
         files = folder.start_files(settings, environment(learn.dls, same_bits)) if first_process else {}
-        log = RunLog(folder, tensorboard, files, curves and first_process, cfg.tta, logits)
+        log = RunLog(folder, tensorboard, files, curves and first_process, cfg.tta, logits, each)
         if bar: print(describe_run(cfg, learn, folder), flush=True)
         with _shown_progress(learn, bar):
             if cfg.compile: print(f'The network was compiled in {compile_now(learn):.0f} s.')

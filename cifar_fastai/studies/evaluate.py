@@ -154,6 +154,15 @@ def plot(self:Evaluation)->Figure:
     b.set(yticks=range(len(acc)), yticklabels=acc.index, xlabel='accuracy, %', ylim=(len(acc)-0.5, -0.5))
     return fig
 
+# %% ../../nbs/76_studies.evaluate.ipynb #9127c3c9
+def _image_size(learns):
+    "Height and width of the images of the runs"
+    sizes = {o.dls.loaders[-1].dataset.x.shape[-1] for o in learns}
+    if len(sizes)>1:
+        raise UserError(f"The runs have images of {' and '.join(map(str, sorted(sizes)))} pixels: evaluate them "
+            'separately.')
+    return sizes.pop()
+
 # %% ../../nbs/76_studies.evaluate.ipynb #1f3591a5
 def _own_images(learns):
     "The test images of the runs and their classes"
@@ -162,10 +171,10 @@ def _own_images(learns):
         raise UserError('The runs have different test images: evaluate them separately.')
     return ds.x,ds.y
 
-def _test_set(test, root):
-    "Test images (n, 3, 32, 32), their classes and the names of the classes"
-    if test in datasets: im = dataset_images(datasets[test], root, test_only=True)
-    elif path := existing_path(test): im = cached_images(path)
+def _test_set(test, root, size):
+    "Test images (n, 3, size, size), their classes and the names of the classes"
+    if test in datasets: im = dataset_images(datasets[test], root, True, size)
+    elif path := existing_path(test): im = cached_images(path, size=size)
     else: raise unknown('test set', test, datasets)
     return im.test_x.permute(0, 3, 1, 2),im.test_y,im.vocab
 
@@ -186,10 +195,11 @@ def _corrupted_path(corrupted, root, learns):
 
 def _corrupted_accuracy(groups, tta, corrupted, root):
     "Per group of Learners, the accuracy under the corruptions of a set, and the mean corruption error"
-    n = len(groups[0][0].dls.vocab)
-    res,path = [{} for _ in groups],_corrupted_path(corrupted, root, [o for ls in groups for o in ls])
+    n,learns = len(groups[0][0].dls.vocab),[o for ls in groups for o in ls]
+    res,path,size = [{} for _ in groups],_corrupted_path(corrupted, root, learns),_image_size(learns)
+    def sized(x): return (x if size==32 else image_array(x, size=size)).permute(0, 3, 1, 2)
     for name,xs,y in corrupted_images(path, n):
-        for r,a in zip(res, _accuracies(groups, tta, ((x.permute(0, 3, 1, 2), y) for x in xs))): r[name] = a
+        for r,a in zip(res, _accuracies(groups, tta, ((sized(x), y) for x in xs))): r[name] = a
     return [dict(mCE=1-sum(r[k] for k in benchmark_corruptions)/len(benchmark_corruptions)) |
         {k:r[k] for k in benchmark_corruptions+extra_corruptions if k in r} for r in res]
 
@@ -224,7 +234,7 @@ def evaluate(
     learns,where = [load_run(o, root, weights, precision, device) for o in folders],''
     if test is None: images = _own_images(learns)
     else:
-        *images,vocab = _test_set(test, root)
+        *images,vocab = _test_set(test, root, _image_size(learns))
         _check_classes(vocab, learns, str(test))
         where = f' Test images: {show_path(test)}, {len(images[1]):,}.'
     images = [o.to(learns[0].dls.device) for o in images]

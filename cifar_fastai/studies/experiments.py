@@ -6,17 +6,18 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.experiments.html.md"""
 
 # %% auto #0
 __all__ = ['Experiment', 'variants', 'experiments', 'experiment', 'run_name', 'run_experiment', 'select_experiments', 'Job',
-           'plan', 'count_images', 'image_seconds', 'estimate', 'check_jobs', 'reproduce']
+           'plan', 'count_images', 'image_seconds', 'estimate', 'check_jobs', 'JobProgress', 'reproduce']
 
 # %% ../../nbs/71_studies.experiments.ipynb #716d68f0
 import gc, re
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from fastcore.basics import patch
+from fastcore.basics import ifnone, patch
 from ..core import *
 from ..runs.config import *
+from .launch import *
 
 # %% ../../nbs/71_studies.experiments.ipynb #1508b821
 _tricks = dict(cutout='Cutout()', mixup='MixUp()', autoaugment='AutoAugment()',
@@ -189,6 +190,8 @@ class Job:
     folder:Path # folder of the run
     state:str # missing, interrupted, running, or finished
 
+    name = property(lambda self: f'{self.row.id} seed {self.config.seed}')
+
 def _state(folder, epochs):
     from cifar_fastai.runs.folder import RunFolder
     return RunFolder(folder).state(epochs) if folder.exists() else 'missing'
@@ -213,22 +216,27 @@ def plan(
 def count_images(
     dataset:str, # name of a data set, or folder or archive
     root=None, # folder or archive of a named data set
+    size:int=None, # as in `RunConfig`
 )->int:
     "Number of training images"
     from cifar_fastai.data.loaders import cifar_dls
-    return len(cifar_dls(dataset, root=root).train_ds)
+    return len(cifar_dls(dataset, root=root, size=size or 32).train_ds)
 
 # %% ../../nbs/71_studies.experiments.ipynb #66e573ab
 def image_seconds(
     model:str, # name of a backbone
     device, # device to train on
     n:int=8, # number of images per step
+    size:int=None, # as in `RunConfig`
 )->float: # seconds per image
     "Estimate the training time per image"
     import torch
+    from cifar_fastai.learner import check_image_size
     from cifar_fastai.runs.train import seconds_per_image
     from cifar_fastai.zoo.registry import create_model
-    return seconds_per_image(create_model(model).to(device), torch.randn(n, 3, 32, 32, device=device))
+    net,size = create_model(model),[size or 32]*2
+    check_image_size(model, net, tuple(size))
+    return seconds_per_image(net.to(device), torch.randn(n, 3, *size, device=device))
 
 def estimate(
     jobs:list, # list of `Job`
@@ -246,9 +254,10 @@ def estimate(
             RunPlan(c)
             check_memory(c, device)
         except UserError as e: return str(e)
-        if c.dataset not in sizes: sizes[c.dataset] = count_images(c.dataset, root)
-        if c.model not in times: times[c.model] = image_seconds(c.model, device)
-        return 1.1*times[c.model]*sizes[c.dataset]*c.fraction*c.epochs*count_passes(c)
+        work = c.model,c.size
+        if c.dataset not in sizes: sizes[c.dataset] = count_images(c.dataset, root, c.size)
+        if work not in times: times[work] = image_seconds(c.model, device, size=c.size)
+        return 1.1*times[work]*sizes[c.dataset]*c.fraction*c.epochs*count_passes(c)
     return [seconds(j) for j in jobs]
 
 # %% ../../nbs/71_studies.experiments.ipynb #9a946df7
@@ -264,7 +273,30 @@ def check_jobs(
     todo = {j.row.id:j.config for j in jobs if j.state!='finished'}.values()
     for c in todo: RunPlan(c)
     if data:
-        for o in {c.dataset for c in todo}: count_images(o, root)
+        for o,size in {(c.dataset, c.size) for c in todo}: count_images(o, root, size)
+
+# %% ../../nbs/71_studies.experiments.ipynb #668d3b11
+class JobProgress(Progress):
+    "Progress of a list of jobs"
+    def __init__(self,
+        title:str, # of the runs
+        jobs:list, # of `Job`
+        silent:bool=False, # show nothing?
+    ):
+        super().__init__(title, len(jobs))
+        self.left,self.silent = [j for j in jobs if j.state!='finished'],silent or self.silent
+
+    def show(self,
+        job:Job=None, # the run at work; default: those that are locked
+        part:float=None, # completed fraction of `job`
+    ):
+        "Show the progress, where it is due"
+        from cifar_fastai.runs.folder import RunFolder
+        if self.silent: return
+        if part is None: self.left = [j for j in self.left if _state(j.folder, j.config.epochs)!='finished']
+        running = [job] if job else [j for j in self.left if RunFolder(j.folder).is_locked()]
+        at = [(j.name, ifnone(part, RunFolder(j.folder).completed(j.config.epochs))) for j in running]
+        self.update(self.total-len(self.left), at)
 
 # %% ../../nbs/71_studies.experiments.ipynb #eda6dd3e
 def reproduce(
@@ -272,16 +304,19 @@ def reproduce(
     exps='exps', # folder that holds the runs
     root=None, # folder or archive of a named data set
     device:str=None, # cpu, cuda, cuda:1 or mps
-    report_line=print, # called with one line per run
+    progress=None, # `JobProgress`
+    report_line=None, # called with one line per run; default: it is printed
     bar:bool=False, # show the progress bar of each run?
 )->dict: # id and seed -> error message
     "Train the runs that are not finished"
     from cifar_fastai.runs.folder import RunInterrupted, RunLocked
     from cifar_fastai.runs.train import report, train
-    failed = {}
+    failed,progress = {},progress or JobProgress('', jobs, silent=True)
+    report_line = report_line or progress.line
     for j in jobs:
-        name = f'{j.row.id} seed {j.config.seed}'
-        try: folder = train(j.config, j.folder.parent.name, root, exps, True, j.row.id, device, bar=bar)
+        name,kwargs = j.name,dict(bar=bar, each=partial(progress.show, j))
+        progress.show(j)
+        try: folder = train(j.config, j.folder.parent.name, root, exps, True, j.row.id, device, **kwargs)
         except RunLocked: report_line(f'{name}: locked by another process')
         except (RunInterrupted, BrokenPipeError): raise
         except Exception as e:

@@ -18,7 +18,7 @@ from itertools import combinations, product
 from functools import cache, cached_property, partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from ..core import *
 from ..serialize import *
 from ..runs.config import *
@@ -366,27 +366,27 @@ def open_study(
     return new
 
 # %% ../../nbs/77_studies.study.ipynb #34232af7
-def _train_run(study, arm, seed, root, device):
+def _train_run(study, arm, seed, root, device, each):
     "Train a run, and first that of its teacher; measure what the outcome needs"
     from cifar_fastai.runs.train import train
     cfg,folder = replace(arm.config, seed=seed),study.run_folder(arm, seed)
     if t := study.teacher(arm):
-        if not _can_teach(study.run_folder(t, seed)): _train_teacher(study, t, seed, root, device)
+        if not _can_teach(study.run_folder(t, seed)): _train_teacher(study, t, seed, root, device, each)
         cfg = with_teacher(cfg, study.run_folder(t, seed).path/'last.safetensors')
     train(cfg, arm.folder, root, study.folder/'runs', resume=True, device=device, bar=False, curves=False,
-        logits=study.logits)
+        logits=study.logits, each=partial(each, arm, seed))
     if study.outcome in _measured: _measure(folder, cfg, study.outcome, root, device)
     _remove_weights(study, arm, folder)
 
 # %% ../../nbs/77_studies.study.ipynb #a540776c
-def _train_teacher(study, arm, seed, root, device):
+def _train_teacher(study, arm, seed, root, device, each):
     "Train a teacher; again, if its run is finished and its weights were removed"
     folder = study.run_folder(arm, seed)
     if folder.has('test.safetensors'):
         with folder.lock():
             for o in [] if _can_teach(folder) else folder.path.iterdir():
                 if o.name!='.lock': o.unlink()
-    _train_run(study, arm, seed, root, device)
+    _train_run(study, arm, seed, root, device, each)
 
 def _remove_weights(study, arm, folder):
     "Remove the weights of a finished run, where nothing needs them"
@@ -407,7 +407,7 @@ def train_jobs(
     study:Study, # to run
     root=None, # folder or archive of a named data set
     device:str=None, # cpu, cuda, cuda:1 or mps
-    each=None, # called before each run with the arm and the seed
+    each=noop, # called with the arm and the seed before each run, and during it with its completed fraction too
 )->dict: # (arm, seed) -> error message
     "Train the missing runs of a study in this process"
     failed = {}
@@ -417,8 +417,8 @@ def train_jobs(
             if study.is_done(arm, seed):
                 _remove_weights(study, arm, study.run_folder(arm, seed))
                 continue
-            if each: each(arm, seed)
-            try: _train_run(study, arm, seed, root, device)
+            each(arm, seed)
+            try: _train_run(study, arm, seed, root, device, each)
             except RunLocked: continue
             except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
             except KeyboardInterrupt: raise StudyInterrupted(study, 130) from None # between batches of two runs
@@ -463,10 +463,12 @@ def run_study(
     "Train the missing runs of a study"
     _with_sources(study)
     progress,left = Progress(str(study.folder), len(study.jobs())),study.jobs()
+    def completed(arm, seed): return study.run_folder(arm, seed).completed(arm.config.epochs)
     def show(*job):
-        left[:] = [o for o in left if not study.is_done(*o)]
+        if len(job)<3: left[:] = [o for o in left if not study.is_done(*o)]
         running = [job] if job else [o for o in left if study.run_folder(*o).is_locked()]
-        if bar: progress.update(progress.total-len(left), ', '.join(f'{a.name} seed {s}' for a,s in running))
+        at = [(f'{a.name} seed {s}', *(part or [completed(a, s)])) for a,s,*part in running]
+        if bar: progress.update(progress.total-len(left), at)
     failed = {}
     try:
         if n := worker_count(workers, device):
@@ -877,7 +879,7 @@ def _job_seconds(arms, device, root):
     images,seconds = cache(partial(count_images, root=root)),cache(partial(image_seconds, device=run_device(device)))
     def cost(c):
         used = c.fraction*(0.9 if c.valid=='holdout' else 1) # a tenth is held out
-        return seconds(c.model)*images(c.dataset)*used*c.epochs*_passes(c)
+        return seconds(c.model, size=c.size)*images(c.dataset, size=c.size)*used*c.epochs*_passes(c)
     return [cost(a.config) for a in arms]
 
 # %% ../../nbs/77_studies.study.ipynb #62393dfe
