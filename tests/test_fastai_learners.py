@@ -18,6 +18,7 @@ from cifar_fastai.core import UserError
 from cifar_fastai.losses import LabelSmoothing
 from hand import Draws
 from common import silent
+from test_contract import fit,our_learner
 
 def net(): return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 
@@ -115,3 +116,13 @@ def test_few_images_are_selected():
     for bs in (2, 3):
         learn = learner(torch.arange(12)%3, nn.CrossEntropyLoss(), SelectiveBackprop(0.3, interrupt=0), model, bs)
         with silent(learn): learn.fit(1)
+
+def test_tensorboard(tmp_path):
+    "fastai's callback writes losses and all hyperparameters that are numbers, also of torch's optimizers"
+    from fastai.callback.tensorboard import TensorBoardCallback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    learn = our_learner([MixUp()])
+    fit(learn, 1, cbs=TensorBoardCallback(tmp_path, trace_model=False))
+    log = EventAccumulator(str(tmp_path)).Reload()
+    assert {'train_loss', 'valid_loss', 'accuracy', 'lr_0', 'mom_0', 'wd_0'}<=set(log.Tags()['scalars'])
+    assert [round(o.value, 4) for o in log.Scalars('lr_0')]==[0.05]*4
