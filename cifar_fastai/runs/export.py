@@ -11,6 +11,7 @@ __all__ = ['to_onnx', 'export_run', 'load_run', 'push_run']
 import json, os, tempfile, warnings, yaml
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from fastai.vision.all import *
 from safetensors.torch import save as to_safetensors
 from ..core import *
@@ -91,7 +92,7 @@ learn = load_run('path/to/this/folder')
 learn.predict('image.png') # class, its number, probabilities
 ```
 
-From the Hub: `load_run(huggingface_hub.snapshot_download('user/name'))`. Images of any size are resized to 32x32.
+From the Hub: `load_run('hf:user/name')`. Images of any size are resized to 32x32.
 No pickle is read.'''
 
 def _card(run, facts, onnx=False):
@@ -103,7 +104,8 @@ def _card(run, facts, onnx=False):
     parts = ['---\n' + yaml.safe_dump(_hub_header(facts), sort_keys=False) + '---', f'# {title}',
         f"A {len(facts['vocab'])}-class image classifier for 32x32 images, trained with cifar_fastai. {_origin(run)}",
         '## Figures', _figures(facts, run.epochs),
-        run_caption([run]), '## Use', _usage, *([f'`model.onnx` takes {_onnx_input} and returns logits.'] if onnx else []),
+        run_caption([run]), '## Use', _usage,
+        *([f'`model.onnx` takes {_onnx_input} and returns logits.'] if onnx else []),
         f'Classes: {classes}.', '## Configuration',
         f'Settings that are not the defaults:\n\n```yaml\n{cfg}```']
     return '\n\n'.join(parts) + '\n'
@@ -122,10 +124,9 @@ class _Normalized(nn.Module):
 
 def _onnx():
     "The package onnx"
-    try: import onnx, onnxscript
+    try: return [import_module(o) for o in ('onnx', 'onnxscript')][0]
     except ImportError as e:
         raise UserError("ONNX files need the packages onnx and onnxscript: pip install 'cifar_fastai[onnx]'.") from e
-    return onnx
 
 # %% ../../nbs/75_runs.export.ipynb #1ca4d14a
 def to_onnx(
@@ -139,9 +140,10 @@ def to_onnx(
     try:
         with warnings.catch_warnings(), no_random():
             warnings.simplefilter('ignore')
-            program = torch.onnx.export(net, (torch.rand(2, 3, 32, 32),), dynamo=True, verbose=False, input_names=['image'],
-                output_names=['logits'], dynamic_shapes=({0:torch.export.Dim('batch')},))
-    except Exception as e: raise UserError(f'{type(model).__name__} cannot be exported as ONNX: {short(str(e))}.') from e
+            program = torch.onnx.export(net, (torch.rand(2, 3, 32, 32),), dynamo=True, verbose=False,
+                input_names=['image'], output_names=['logits'], dynamic_shapes=({0:torch.export.Dim('batch')},))
+    except Exception as e:
+        raise UserError(f'{type(model).__name__} cannot be exported as ONNX: {short(str(e))}.') from e
     proto = program.model_proto
     proto.doc_string = f'An image classifier: takes {_onnx_input} and returns logits (batch, {len(vocab)}).'
     onnx.helper.set_model_props(proto, dict(classes=json.dumps(list(map(str, vocab)))))
@@ -215,13 +217,13 @@ def _with_weights(learn, sd, path):
     return learn
 
 def load_run(
-    path, # folder of a run, or one written by `export_run`
+    path, # folder of a run, one written by `export_run`, or hf:user/name
     root=None, # folder or archive of a named data set, for the folder of a run; default: see `cifar_dls`
     weights:str='best', # of the 'best' epoch or the 'last'; ignored for an export
     precision:str=None, # 'fp32', 'bf16' or 'fp16'; None: that of the run, and fp32 for an export
 )->Learner:
     "A `Learner` with the weights of a run"
-    path = Path(path)
+    path = hub_folder(path) if str(path).startswith('hf:') else Path(path)
     if os.path.lexists(path/'config.yaml'):
         run = read_run(path)
         sd = RunFolder(path).weights(weights)
@@ -230,7 +232,8 @@ def load_run(
         return _with_weights(learn, sd, path)
     facts = _export_facts(path)
     if not os.path.lexists(path/'model.safetensors'): raise UserError(f'{path}/model.safetensors is missing.')
-    return _with_weights(_exported_learner(facts, ifnone(precision, 'fp32')), load_weights(path/'model.safetensors'), path)
+    sd = load_weights(path/'model.safetensors')
+    return _with_weights(_exported_learner(facts, ifnone(precision, 'fp32')), sd, path)
 
 # %% ../../nbs/75_runs.export.ipynb #15451335
 def _hub():
