@@ -1,7 +1,11 @@
 """What a user of the toolkit needs: `from cifar_fastai.all import *`
 
 Runs, experiments and other reports are imported from their modules, as in `from cifar_fastai.runs.train import train`."""
-from fastai.vision.all import *
+import warnings as _warnings
+with _warnings.catch_warnings(): # of fastai, about calls of torch and pandas that it makes when it is imported
+    _warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated')
+    _warnings.filterwarnings('ignore', "The 'mode.chained_assignment' option is deprecated")
+    from fastai.vision.all import *
 from fastai.callback.training import *
 from .core import UserError
 from .rng import RandomStream

@@ -484,12 +484,15 @@ def cifar_export(
     root:str=None, # folder or archive of a named data set
     push:str=None, # also upload it to the Hugging Face Hub, as user/name
     private:bool=False, # make the repository private, if it is new?
+    format:str='safetensors', # safetensors, or onnx for model.onnx in addition: the network with its normalisation
 ):
-    "Export a run's weights, model card and settings to a folder that `load_run` reads"
+    "Export a run's weights, model card and settings to a folder that `load_run` reads, also as ONNX"
     from cifar_fastai.runs.export import export_run, push_run
-    out = export_run(run, out, weights, root)
-    print(f'{out}/ contains model.safetensors, README.md (the model card) and config.json: '
+    out = export_run(run, out, weights, root, format)
+    onnx = 'model.onnx, '*(format=='onnx')
+    print(f'{out}/ contains {onnx}model.safetensors, README.md (the model card) and config.json: '
         f'load_run({str(out)!r}) returns a Learner for inference')
+    if onnx: print('model.onnx takes RGB images from 0 to 1 (batch, 3, 32, 32), normalises them, and returns logits')
     if push: print(push_run(out, push, private))
 
 # %% ../nbs/90_cli.ipynb #db797318

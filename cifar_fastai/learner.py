@@ -226,9 +226,12 @@ class _Peek(ManagedCallback):
         raise CancelFitException
 
 def _title(y, vocab):
-    "Class, or classes with their probabilities"
+    "Class, or classes with their shares, two a line; names that are no words are quoted"
     if y.ndim==0: return str(vocab[y])
-    return ' '.join(f'{p:.2f} {vocab[i]}' for i,p in enumerate(y.tolist()) if p>0)
+    shares = sorted(((p, str(vocab[i])) for i,p in enumerate(y.tolist()) if p>=0.005), reverse=True)
+    if all(p>=0.995 for p,_ in shares): return ', '.join(k for _,k in shares)
+    parts = [f'{p:.0%} {k if k.isidentifier() else repr(k)}' for p,k in shares]
+    return ' +\n'.join(' + '.join(parts[i:i+2]) for i in range(0, len(parts), 2))
 
 # %% ../nbs/60_learner.ipynb #764dbfeb
 @patch
@@ -244,10 +247,10 @@ def show_batch(self:Learner,
     **kwargs # for `show_images`
 ):
     "Show a training batch as the network gets it, after every trick"
-    x,y = self.seen_batch()
-    labels = y[:max_n] if y.ndim==1 else y[:max_n].argmax(1)
-    imgs = [o[0] for o in self.dls.train.decode_batch((x[:max_n], labels), max_n=max_n)]
-    show_images(imgs, titles=[_title(o, self.dls.vocab) for o in y[:max_n].cpu()], nrows=(len(imgs)+2)//3, **kwargs)
+    dl,vocab,(x,y) = self.dls.train,getattr(self.dls, 'vocab', ()),(o[:max_n] for o in self.seen_batch())
+    labels = y.ndim==1 and not y.is_floating_point() or y.ndim==2 and y.shape[1]==len(vocab)
+    if not labels: return dl.show_batch((x, y), max_n=max_n, **kwargs)
+    show_images(dl.decode((x,))[0], titles=[_title(o, vocab) for o in y.cpu()], nrows=(len(x)+2)//3, **kwargs)
 
 # %% ../nbs/60_learner.ipynb #3dc6e2c1
 def tta_logits(

@@ -186,7 +186,8 @@ class LossTrick(Trick):
                 f'has {short(self.loss_func)}, for several labels per image: leave it out.')
 
     def check_batch(self):
-        y = self.yb[0]
+        y = first(self.yb)
+        if not isinstance(y, Tensor): return
         if y.ndim>2 and not (self.off or self.per_pixel):
             raise UserError(f'{self!r} needs a class, or class probabilities, for each image, and these targets have '
                 f'the shape {tuple(y.shape)}: leave it out.')

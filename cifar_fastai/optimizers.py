@@ -84,8 +84,8 @@ class _Hypers(MutableMapping):
             set_item_pg(g, key, v*g['part_scale'][key] if scaled else v)
 
     def __delitem__(self, k): raise TypeError('A hyperparameter cannot be deleted.')
-    def __iter__(self): return iter(self.opt.bwd_map)
-    def __len__(self): return len(self.opt.bwd_map)
+    def __iter__(self): return (k for k in self.opt.bwd_map if self[k] is not None)
+    def __len__(self): return len(list(iter(self)))
     def __repr__(self): return repr(dict(self))
     def __reduce__(self): return dict,(dict(self),) # copies are plain dicts
     def copy(self): return dict(self)

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/serialize.html.md"""
 
 # %% auto #0
 __all__ = ['os_errors', 'check_folder', 'check_output', 'atomic_write', 'read_text', 'read_json', 'save_tensors', 'save_tree',
-           'load_tree', 'load_weights']
+           'load_tree', 'load_weights', 'hub_folder', 'find_weights']
 
 # %% ../nbs/02_serialize.ipynb #89c2a204
 import json, os, re, secrets, stat
@@ -206,3 +206,31 @@ def load_weights(path)->dict: # name -> tensor
     if not isinstance(sd, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in sd.items()):
         raise UserError(f'{path} contains no network weights.')
     return sd
+
+# %% ../nbs/02_serialize.ipynb #71ff42f0
+def hub_folder(
+    name:str, # as hf:user/name
+)->Path: # its local copy
+    "Download an exported run from the Hugging Face Hub"
+    try: import huggingface_hub
+    except ImportError as e: raise UserError(f"{name} needs huggingface_hub: pip install 'cifar_fastai[hub]'.") from e
+    files = ['config.json', 'model.safetensors']
+    try: return Path(huggingface_hub.snapshot_download(name.removeprefix('hf:'), allow_patterns=files))
+    except Exception as e: raise UserError(f'{name} cannot be downloaded ({type(e).__name__}): {short(str(e))}.') from e
+
+# %% ../nbs/02_serialize.ipynb #f5b66373
+_weight_files = 'model.safetensors','best.safetensors','last.safetensors'
+
+def find_weights(
+    where, # a safetensors file, the folder of a run or of an exported run, or hf:user/name
+)->Path: # of a file for `load_weights`
+    "The file with the weights of a trained network"
+    if not isinstance(where, (str, os.PathLike)):
+        raise UserError(f'weights is {short(where)}: it must be a file, the folder of a run, or hf:user/name.')
+    path = hub_folder(where) if str(where).startswith('hf:') else Path(where)
+    if path.suffix in ('.pt', '.pth', '.pkl', '.bin', '.ckpt'):
+        raise UserError(f'{where} is a pickle, which can execute code when it is loaded: only safetensors are read.')
+    if not path.is_dir(): return path
+    file = first(path/o for o in _weight_files if os.path.lexists(path/o))
+    if file is not None: return file
+    raise UserError(f"{where} holds none of {', '.join(_weight_files)}: only safetensors are read, no pickles.")

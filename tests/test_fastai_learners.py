@@ -1,11 +1,19 @@
 "Tricks in fastai's own Learners: other targets, frozen layers, few images"
-import pytest,torch,torch.nn.functional as F
+import re,subprocess,sys
+import matplotlib
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+import numpy as np,pytest,torch,torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat,CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import TensorMask,set_seed
-from fastai.vision.core import TensorBBox,TensorPoint
+from fastai.vision.core import PILImage,PILMask,TensorBBox,TensorPoint,imagenet_stats
+from fastai.data.block import CategoryBlock,DataBlock,MultiCategoryBlock,RegressionBlock
+from fastai.data.transforms import IndexSplitter,Normalize
+from fastai.vision.data import ImageBlock,MaskBlock
+from fastai.vision.learner import vision_learner
 from torch import nn
 from cifar_fastai.augment.geometry import Flip,RandomCrop
 from cifar_fastai.augment.occlusion import Cutout
@@ -18,6 +26,7 @@ from cifar_fastai.core import UserError
 from cifar_fastai.losses import LabelSmoothing
 from hand import Draws
 from common import silent
+from test_contract import fit,our_learner
 
 def net(): return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 
@@ -115,3 +124,39 @@ def test_few_images_are_selected():
     for bs in (2, 3):
         learn = learner(torch.arange(12)%3, nn.CrossEntropyLoss(), SelectiveBackprop(0.3, interrupt=0), model, bs)
         with silent(learn): learn.fit(1)
+
+def test_tensorboard(tmp_path):
+    "fastai's callback writes losses and all hyperparameters that are numbers, also of torch's optimizers"
+    from fastai.callback.tensorboard import TensorBoardCallback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    learn = our_learner([MixUp()])
+    fit(learn, 1, cbs=TensorBoardCallback(tmp_path, trace_model=False))
+    log = EventAccumulator(str(tmp_path)).Reload()
+    assert {'train_loss', 'valid_loss', 'accuracy', 'lr_0', 'mom_0', 'wd_0'}<=set(log.Tags()['scalars'])
+    assert {round(o.value, 4) for o in log.Scalars('lr_0')}=={0.05}
+
+def test_no_warnings():
+    "Importing the library shows no warnings of others, and hides none afterwards"
+    code = '''from cifar_fastai.all import *
+import warnings
+for o in (FutureWarning, DeprecationWarning): warnings.warn('`torch.jit.script` is deprecated', o)'''
+    out = subprocess.run([sys.executable, '-W', 'default', '-c', code], capture_output=True, text=True)
+    assert out.returncode==0 and [o.split()[0] for o in out.stderr.splitlines()]==['<string>:3:']*2, out.stderr
+
+def fastai_loaders(block, get_y):
+    imgs = [PILImage.create(np.full((20, 20, 3), 10*i, dtype=np.uint8)) for i in range(9)]
+    return DataBlock((ImageBlock, block), get_x=lambda i: imgs[i], get_y=get_y, splitter=IndexSplitter([8]),
+        batch_tfms=Normalize.from_stats(*imagenet_stats)).dataloaders(range(9), bs=4, num_workers=0)
+
+blocks = dict(classes=(CategoryBlock, lambda i: 'ab'[i%2], '100% |a|b|%'), labels=(MultiCategoryBlock, lambda i: ['1', '2'][i%2:], "1, 2|2|% '"),
+    numbers=(RegressionBlock(n_out=2), lambda i: [i/9, 1.], r'^\(0'), masks=(MaskBlock('ab'), lambda i: PILMask.create(np.eye(20, dtype=np.uint8)), '^$'))
+@pytest.mark.parametrize('name', blocks)
+def test_show_batch(name):
+    "A batch with other targets is shown as the loader shows it; mixed ones with their shares"
+    block,get_y,titles = blocks[name]
+    dls = fastai_loaders(block, get_y)
+    for cbs in ([Cutout(4)], [MixUp()] if name in ('classes', 'labels') else []):
+        plt.close('all')
+        vision_learner(dls, 'test_resnet', pretrained=False, loss_func=None if name!='masks' else nn.MSELoss(), n_out=2, cbs=cbs).show_batch()
+        got = [ax.get_title() for ax in plt.gcf().axes if ax.images]
+        assert len(got)==4 and all(re.search(titles, o) for o in got), got

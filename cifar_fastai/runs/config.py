@@ -205,7 +205,7 @@ class RunConfig:
         for k in ('optimizer', 'schedule', 'loss'): setattr(self, k, _one_call(k, getattr(self, k)))
         for kind,k in (('backbone', 'model'), ('init', 'init')):
             name,table = getattr(self, k),registry_table()[kind]
-            known = name is None or name in table or k=='model' and ':' in name # from timm, or user-defined
+            known = name is None or name in table or k=='model' and ':' in name and name[:3]!='hf:' # timm's, or own
             if not known: raise unknown(kind, name, table)
         if self.lr is None: self.lr = _default_lr(self.call('optimizer').name)
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from tabulate import tabulate
 from ..core import *
+from ..serialize import *
 
 # %% ../../nbs/30_zoo.registry.ipynb #8847a0fc
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def find_model(name:str)->Backbone:
     if not isinstance(name, str):
         raise UserError(f"The backbone is {short(name)}: it must be a model name, such as 'resnet20'.")
     if name.startswith('timm:'): return _find_timm(name)
+    if name.startswith('hf:'): return Backbone(name, 'hub', _hub_network, dict(name=name))
     if ':' in name: return Backbone(name, 'own', _own_network, dict(path=name))
     return backbones[name]
 
@@ -106,19 +108,50 @@ def _find_timm(name):
     if not timm.is_model(model): raise unknown('timm model', model, timm.list_models())
     return Backbone(name, 'timm', _timm, dict(model=model))
 
+# %% ../../nbs/30_zoo.registry.ipynb #e9944f34
+def _hub_network(n_out, in_chans, name):
+    "The network of an exported run on the Hub, with its weights"
+    folder = hub_folder(name)
+    try:
+        model = read_json(folder/'config.json')['config']['model']
+        assert isinstance(model, str) and (model in backbones or model.startswith('timm:'))
+    except (AssertionError, KeyError, TypeError, UserError):
+        raise UserError(f'{name} is not an exported run with a network of this library.') from None
+    return _fill(create_model(model, n_out, in_chans), model, load_weights(find_weights(folder)), name)
+
+# %% ../../nbs/30_zoo.registry.ipynb #36309cbc
+def _fill(model, name, sd, where):
+    "Load the weights `sd`, which are those of `where`, into the network called `name`"
+    shapes,wanted = ({k:tuple(v.shape) for k,v in o.items()} for o in (sd, model.state_dict()))
+    wrong = [k for k in [*wanted, *shapes] if shapes.get(k)!=wanted.get(k)]
+    same = set(shapes)==set(wanted) and all(shapes[k][1:]==wanted[k][1:] for k in wrong)
+    if same and len({(shapes[k][:1], wanted[k][:1]) for k in wrong})==1:
+        n,n_out = shapes[wrong[0]][0],wanted[wrong[0]][0]
+        raise UserError(f'{where} holds weights for {n} classes, and the network has {n_out} outputs: use n_out={n}, '
+            f'and data with {n} classes.')
+    if wrong:
+        has,needs = (o.get(wrong[0], 'missing') for o in (shapes, wanted))
+        raise UserError(f'{where} holds the weights of another network than {name}: {wrong[0]} is {has} there, and '
+            f'{needs} in {name}.')
+    model.load_state_dict(sd)
+    return model
+
 # %% ../../nbs/30_zoo.registry.ipynb #db628dee
 def create_model(
     name:str, # model name, see `list_models`
     n_out:int=10, # number of classes
     in_chans:int=3, # input channels
+    weights=None, # a safetensors file, the folder of a run or an exported run, or hf:user/name; default: new weights
     **overrides, # builder arguments that override those of the variant
 )->nn.Module: # takes (b, in_chans, 32, 32), returns (b, n_out)
-    "Create the backbone `name` with newly initialised weights"
+    "Create the backbone `name`, newly initialised or with the weights of a trained network"
     n_out = check_range('n_out', n_out, 1, 10**5, whole=True)
     in_chans = check_range('in_chans', in_chans, 1, 1000, whole=True)
     row = find_model(name)
     for k,v in overrides.items(): _check_numbers(k, v)
-    try: return row(n_out, in_chans, **overrides)
+    try:
+        model = row(n_out, in_chans, **overrides)
+        return model if weights is None else _fill(model, name, load_weights(find_weights(weights)), weights)
     except UserError: raise
     except Exception as e:
         if not overrides: raise
