@@ -237,7 +237,7 @@ def test_push(run, out):
         assert hub.made==('me/lenet',dict(private=True, exist_ok=True)) and hub.repo=='me/lenet'
         assert hub.files=={o.name:o.read_bytes() for o in out.iterdir()}
         assert not [o for o in hub.files
-            if Path(o).suffix in ('.pkl', '.pth', '.pickle')] and set(hub.kw['allow_patterns'])=={*names}
+            if Path(o).suffix in ('.pkl', '.pth', '.pickle')] and set(hub.kw['allow_patterns'])=={*names, 'model.onnx'}
     assert not (run/'export').exists()
 
 def test_push_that_is_refused(out):
