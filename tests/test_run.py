@@ -277,7 +277,7 @@ def test_missing_extra(capsys, monkeypatch):
     'A package that is not there is named before anything starts'
     for name,module in dict(tensorboard='torch.utils.tensorboard', wandb='wandb').items():
         monkeypatch.setitem(sys.modules, module, None)
-        assert f'pip install cifar_fastai[{name}]' in refused(capsys, small+['--logger', name])
+        assert f"pip install 'cifar_fastai[{name}]'" in refused(capsys, small+['--logger', name])
     assert "did you mean 'wandb'" in refused(capsys, small+['--logger', 'wand'])
     assert not list(Path().iterdir())
 
@@ -332,7 +332,7 @@ def test_default_names():
     assert plain.name=='lenet_digits_multistep'==RunConfig('lenet', 'digits', seed=3, threads=2).name
     other = dict(model='resnet20', dataset='cifar10', epochs=3, bs=64, lr=0.05, tricks='MixUp()', optimizer='sgd(momentum=0.8)', schedule='cosine',
         wd=1e-3, wd_bn_bias=False, loss='CrossEntropy(smoothing=0.1)', init='kaiming_normal', fraction=0.5, subset='fixed', drop_last=True,
-        label_noise=0.1, valid='holdout', valid_every=2, precision='bf16', compile=True, tta='flip')
+        size=64, label_noise=0.1, valid='holdout', valid_every=2, precision='bf16', compile=True, tta='flip')
     assert {*other, 'seed', 'threads'}=={f.name for f in fields(RunConfig)}
     names = {k:replace(plain, **{k:v}).name for k,v in other.items()}
     assert len({plain.name, *names.values()})==len(other)+1, names
