@@ -120,7 +120,8 @@ def check_logger(name:str): # tensorboard or wandb
     "Raise `UserError` unless there is such a logger, and its package is installed"
     if name not in _loggers: raise unknown('logger', name, _loggers)
     try: import_module(_loggers[name])
-    except ImportError as e: raise UserError(f"--logger {name} needs {name}: pip install 'cifar_fastai[{name}]'.") from e
+    except ImportError as e:
+        raise UserError(f"--logger {name} needs {name}: pip install 'cifar_fastai[{name}]'.") from e
 
 class RunLogger(ManagedCallback):
     "Log a run with a callback of fastai"
