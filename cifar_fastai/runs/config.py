@@ -137,8 +137,10 @@ def _plain(v): return [_plain(o) for o in v] if isinstance(v, (tuple, list)) and
 
 # %% ../../nbs/61_runs.config.ipynb #e6b38595
 _integers = dict(epochs=(1, 100_000), bs=(1, 10_000_000), seed=(0, 2**64-1), threads=(1, 1024),
-    valid_every=(1, 100_000), seeds=(1, 1000), workers=(1, 256), num_it=(30, 100_000), rounds=(1, 1000))
-_reals = dict(lr=(0, 1000), wd=(0, 10), fraction=(1e-5, 1), label_noise=(0, 1))
+    valid_every=(1, 100_000), seeds=(1, 1000), workers=(1, 256), num_cpus=(1, 1024),
+    num_it=(30, 100_000), rounds=(1, 1000))
+_reals = dict(lr=(0, 1000), wd=(0, 10), fraction=(1e-5, 1), label_noise=(0, 1), num_gpus=(0, 64),
+    lease=(0.1, 10_000))
 limits = {k:dict(lo=lo, hi=hi, whole=d is _integers) for d in (_integers, _reals) for k,(lo,hi) in d.items()}
 
 # %% ../../nbs/61_runs.config.ipynb #64b72da6

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.experiments.html.md"""
 
 # %% auto #0
 __all__ = ['Experiment', 'variants', 'experiments', 'experiment', 'run_name', 'run_experiment', 'select_experiments', 'Job',
-           'plan', 'count_images', 'image_seconds', 'estimate', 'check_jobs', 'reproduce']
+           'plan', 'count_images', 'image_seconds', 'estimate', 'check_jobs', 'train_row', 'row_tasks', 'reproduce']
 
 # %% ../../nbs/71_studies.experiments.ipynb #716d68f0
 import gc, re
@@ -17,6 +17,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..core import *
 from ..runs.config import *
+from .cluster import *
 
 # %% ../../nbs/71_studies.experiments.ipynb #1508b821
 _tricks = dict(cutout='Cutout()', mixup='MixUp()', autoaugment='AutoAugment()',
@@ -189,6 +190,8 @@ class Job:
     folder:Path # folder of the run
     state:str # missing, interrupted, running, or finished
 
+    name = property(lambda self: f'{self.row.id} seed {self.config.seed}', doc='Id of the row, and seed')
+
 def _state(folder, epochs):
     from cifar_fastai.runs.folder import RunFolder
     return RunFolder(folder).state(epochs) if folder.exists() else 'missing'
@@ -266,6 +269,30 @@ def check_jobs(
     if data:
         for o in {c.dataset for c in todo}: count_images(o, root)
 
+# %% ../../nbs/71_studies.experiments.ipynb #84139e75
+def train_row(
+    row:str, # id of a published row
+    config:dict, # fields of `RunConfig`
+    exps:str, # folder that holds the runs
+    root=None, # folder or archive of a named data set
+    gpu:str=None, # index of the GPU, or cpu
+):
+    "Train or resume a run of a row"
+    from cifar_fastai.runs.train import train
+    cfg = RunConfig(**config)
+    train(cfg, run_name(experiment(row), cfg), root, exps, resume=True, row=row, gpu=gpu, bar=False)
+
+def row_tasks(
+    jobs:list, # list of `Job`
+    exps='exps', # folder that holds the runs
+    root=None, # folder or archive of a named data set
+    gpu:str=None, # index of the GPU, or cpu
+)->list: # of `Task`
+    "The runs that are not finished"
+    given = dict(exps=str(exps), root=None if root is None else str(root), gpu=gpu)
+    def kwargs(j): return dict(row=j.row.id, config=asdict(j.config)) | given
+    return [Task(j.name, 'cifar_fastai.studies.experiments:train_row', kwargs(j)) for j in jobs if j.state!='finished']
+
 # %% ../../nbs/71_studies.experiments.ipynb #eda6dd3e
 def reproduce(
     jobs:list, # list of `Job`
@@ -274,18 +301,22 @@ def reproduce(
     gpu:str=None, # index of the GPU, or cpu
     report_line=print, # called with one line per run
     bar:bool=False, # show the progress bar of each run?
+    launcher=None, # see `LauncherOptions`; default: this process
 )->dict: # id and seed -> error message
     "Train the runs that are not finished"
     from cifar_fastai.runs.folder import RunInterrupted, RunLocked
     from cifar_fastai.runs.train import report, train
-    failed = {}
+    folders,failed = {j.name:j.folder for j in jobs},{}
+    def line(task, error): report_line(f'{task.name} failed: {error}' if error else
+        f'{task.name}: {report(folders[task.name]).splitlines()[0]}')
+    if launcher: return launcher.run(row_tasks(jobs, exps, root, gpu), exps, line)
     for j in jobs:
-        name = f'{j.row.id} seed {j.config.seed}'
+        name = j.name
         try: folder = train(j.config, j.folder.parent.name, root, exps, resume=True, row=j.row.id, gpu=gpu, bar=bar)
         except RunLocked: report_line(f'{name}: locked by another process')
         except (RunInterrupted, BrokenPipeError): raise
         except Exception as e:
-            failed[name] = str(e) if isinstance(e, UserError) else f'{type(e).__name__}: {e}'
+            failed[name] = error_text(e)
             report_line(f'{name} failed: {failed[name]}')
         else: report_line(f'{name}: {report(folder).splitlines()[0]}')
         gc.collect() # the tensors of a Learner are part of reference cycles
