@@ -208,7 +208,7 @@ def _launch(func, args, kwargs):
     "Call a command, with the flags of launchers as one argument"
     if not _is_launched(func): return func(*args, **kwargs)
     options = LauncherOptions(**{f.name:kwargs.pop(f.name) for f in _launcher_flags if f.name in kwargs})
-    return func(*args, options=options, **kwargs)
+    with run_lease(options.lease): return func(*args, options=options, **kwargs)
 
 # %% ../nbs/90_cli.ipynb #cccc7e9d
 def command(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from fastcore.basics import patch, store_attr
 from ..core import *
+from ..runs.config import *
 
 # %% ../../nbs/70_studies.cluster.ipynb #984af42c
 def error_text(e:Exception)->str:
@@ -31,13 +32,14 @@ class Task:
     @property
     def call(self):
         "The arguments of `run_task`"
-        return dict(function=self.function, kwargs=self.kwargs, cwd=os.getcwd())
+        return dict(function=self.function, kwargs=self.kwargs, cwd=os.getcwd(), lease=lease_minutes())
 
 # %% ../../nbs/70_studies.cluster.ipynb #8f71a536
 def run_task(
     function:str, # `module:function`
     kwargs:dict, # its arguments
     cwd:str, # working directory
+    lease:float=None, # minutes, see `run_lease`
     seconds:float=5., # between two attempts to lock the run
 )->str: # error message; empty if the run is finished
     "Train or resume the run of a task"
@@ -45,7 +47,7 @@ def run_task(
     os.chdir(cwd)
     while True:
         try:
-            import_object(function, 'function')(**kwargs)
+            with run_lease(lease): import_object(function, 'function')(**kwargs)
             return ''
         except RunLocked: time.sleep(seconds)
         except RunInterrupted: raise
@@ -222,6 +224,7 @@ class LauncherOptions:
     ray_address:str=None # address of a Ray cluster (default: RAY_ADDRESS, or this machine)
     num_cpus:int=None # with ray and slurm, number of CPUs of each run (default: its number of threads, or 1)
     num_gpus:float=None # with ray, number of GPUs of each run, such as 0.5 (default: 1, if the cluster has GPUs)
+    lease:float=None # lock runs across machines, by leases that expire after this many minutes (default: file locks)
     slurm:str='' # with slurm, options of sbatch, such as "--partition=gpu --gres=gpu:1 --time=2:00:00"
 
     def create(self,

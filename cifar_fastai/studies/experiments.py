@@ -304,20 +304,17 @@ def reproduce(
     launcher=None, # see `LauncherOptions`; default: this process
 )->dict: # id and seed -> error message
     "Train the runs that are not finished"
-    from cifar_fastai.runs.folder import RunInterrupted, RunLocked
+    from cifar_fastai.runs.folder import RunInterrupted, RunLocked, train_unlocked
     from cifar_fastai.runs.train import report, train
     folders,failed = {j.name:j.folder for j in jobs},{}
     def line(task, error): report_line(f'{task.name} failed: {error}' if error else
         f'{task.name}: {report(folders[task.name]).splitlines()[0]}')
     if launcher: return launcher.run(row_tasks(jobs, exps, root, gpu), exps, line)
-    for j in jobs:
-        name = j.name
-        try: folder = train(j.config, j.folder.parent.name, root, exps, resume=True, row=j.row.id, gpu=gpu, bar=bar)
-        except RunLocked: report_line(f'{name}: locked by another process')
-        except (RunInterrupted, BrokenPipeError): raise
-        except Exception as e:
-            failed[name] = error_text(e)
-            report_line(f'{name} failed: {failed[name]}')
-        else: report_line(f'{name}: {report(folder).splitlines()[0]}')
+    def run(j):
+        try: train(j.config, j.folder.parent.name, root, exps, resume=True, row=j.row.id, gpu=gpu, bar=bar)
+        except (RunLocked, RunInterrupted, BrokenPipeError): raise
+        except Exception as e: failed[j.name] = error_text(e)
+        line(j, failed.get(j.name))
         gc.collect() # the tensors of a Learner are part of reference cycles
+    for j in train_unlocked(jobs, run): report_line(f'{j.name}: locked by another process')
     return failed

@@ -375,7 +375,7 @@ def _train_teacher(study, arm, seed, root, gpu):
     if folder.has('test.safetensors'):
         with folder.lock():
             for o in [] if _can_teach(folder) else folder.path.iterdir():
-                if o.name!='.lock': o.unlink()
+                if o.name not in ('.lock', '.lease'): o.unlink()
     _train_run(study, arm, seed, root, gpu)
 
 def _remove_weights(study, arm, folder):
@@ -402,20 +402,19 @@ def train_jobs(
     "Train the missing runs of a study in this process"
     failed = {}
     gc.freeze() # what is imported is not searched again after every run
-    try:
-        for arm,seed in study.jobs():
-            if study.is_done(arm, seed):
-                _remove_weights(study, arm, study.run_folder(arm, seed))
-                continue
-            if each: each(arm, seed)
-            try: _train_run(study, arm, seed, root, gpu)
-            except RunLocked: continue
-            except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
-            except KeyboardInterrupt: raise StudyInterrupted(study, 130) from None # between batches of two runs
-            except Exception as e:
-                if study.is_done(arm, seed): continue # another process has finished it meanwhile
-                failed[arm.name, seed] = error_text(e)
-            gc.collect() # the tensors of a Learner are in reference cycles
+    def run(job):
+        arm,seed = job
+        if study.is_done(arm, seed): return _remove_weights(study, arm, study.run_folder(arm, seed))
+        if each: each(arm, seed)
+        try: _train_run(study, arm, seed, root, gpu)
+        except RunLocked: raise
+        except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
+        except KeyboardInterrupt: raise StudyInterrupted(study, 130) from None # between batches of two runs
+        except Exception as e:
+            if study.is_done(arm, seed): return # another process has finished it meanwhile
+            failed[arm.name, seed] = error_text(e)
+        gc.collect() # the tensors of a Learner are in reference cycles
+    try: train_unlocked(study.jobs(), run)
     finally: gc.unfreeze()
     return failed
 
