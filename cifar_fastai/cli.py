@@ -296,7 +296,7 @@ def cifar_train(
     resume:bool=False, # resume an interrupted run?
     device:str=None, # cpu, cuda, cuda:1 or mps (default: the first GPU, if available)
     deterministic:bool=False, # use deterministic GPU kernels, where available?
-    tensorboard:bool=False, # also write TensorBoard event files?
+    logger:str=None, # also log with tensorboard or wandb
     nw:int=None, # ignored: data loading uses no worker processes
 ):
     "Train a backbone, in the folder exps/NAME/SEED/"
@@ -304,7 +304,7 @@ def cifar_train(
     from cifar_fastai.runs.train import report, train
     if nw is not None: print('cifar-train: --nw is ignored: data loading uses no worker processes.', file=sys.stderr)
     if row and not name: name = run_name(experiment(row), cfg)
-    print(report(train(cfg, name, root, exps, resume, row, device, tensorboard, deterministic)))
+    print(report(train(cfg, name, root, exps, resume, row, device, logger, deterministic)))
 
 # %% ../nbs/90_cli.ipynb #4bb57df1
 @command(config=True)

@@ -97,3 +97,12 @@ def test_downloads(hub, monkeypatch):
 def test_not_in_runs():
     "A run trains new weights"
     with pytest.raises(UserError, match="There is no backbone 'hf:me/net'"): RunConfig('hf:me/net')
+
+def test_a_repository_names_no_code(hub):
+    "A network of its author's module is refused, by every way to load it"
+    d = json.loads((hub/'config.json').read_text())
+    d['config']['model'] = 'os:getcwd'
+    (hub/'config.json').write_text(json.dumps(d))
+    for f in (lambda: load_run('hf:me/net'), lambda: create_model('hf:me/net'),
+        lambda: cifar_learner('hf:me/net', cifar_dls('digits', fraction=0.1, bs=64))):
+        with pytest.raises(UserError, match="of its author's module|not an exported run with a network of this library"): f()

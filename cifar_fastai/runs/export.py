@@ -222,6 +222,12 @@ def _with_weights(learn, sd, path):
     except RuntimeError: raise UserError(f'{path} has weights of another network than its configuration.') from None
     return learn
 
+def _check_network(model, name):
+    "Refuse a network of a user's module: a repository must not decide which code is executed"
+    if ':' in model and not model.startswith('timm:'):
+        raise UserError(f"{name} has the network {short(model)} of its author's module: create that network, and load "
+            'its weights with load_weights.')
+
 def load_run(
     path, # folder of a run, one written by `export_run`, or hf:user/name
     root=None, # folder or archive of a named data set, for the folder of a run; default: see `cifar_dls`
@@ -230,7 +236,7 @@ def load_run(
     device=None, # of the Learner, such as 'cuda:1'; None: fastai's default
 )->Learner:
     "A `Learner` with the weights of a run"
-    path = hub_folder(path) if str(path).startswith('hf:') else Path(path)
+    path,hub = (hub_folder(path), path) if str(path).startswith('hf:') else (Path(path), None)
     if os.path.lexists(path/'config.yaml'):
         run = read_run(path)
         sd = RunFolder(path).weights(weights)
@@ -238,6 +244,7 @@ def load_run(
         _same_data(run, learn.dls)
         return _with_weights(learn, sd, path)
     facts = _export_facts(path)
+    if hub: _check_network(facts['config']['model'], hub)
     if not os.path.lexists(path/'model.safetensors'): raise UserError(f'{path}/model.safetensors is missing.')
     sd = load_weights(path/'model.safetensors')
     return _with_weights(_exported_learner(facts, ifnone(precision, 'fp32'), device), sd, path)
