@@ -214,7 +214,7 @@ def _launch(func, args, kwargs):
     with run_lease(options.lease): return func(*args, options=options, **kwargs)
 
 # %% ../nbs/90_cli.ipynb #efd301ed
-def _check_launcher(prog):
+def _check_torchrun(prog):
     n = os.environ.get('WORLD_SIZE', '')
     if n in ('', '0', '1') or prog=='cifar-train': return
     sys.exit(f'{prog}: it runs in one process, but a launcher started {n[:20]}: run it without torchrun.')
@@ -235,7 +235,7 @@ def command(
     @wraps(func)
     def _f(*args, argv=None, **kwargs):
         if args or kwargs: return func(*args, **kwargs)
-        _check_launcher(_prog(func))
+        _check_torchrun(_prog(func))
         warnings.filterwarnings('ignore', message='.*torch.jit.*')
         with _exits(_prog(func)):
             given = _parse(func, groups, argv)
@@ -373,10 +373,7 @@ def cifar_reproduce(
     progress = JobProgress(exps, jobs)
     if launcher is None and (n := worker_count(workers, device)):
         flags = _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, workers=1, **changes)
-        code = run_workers(n, _sweep, flags, device, progress.show)
-        progress.end()
-        if code>128: print('cifar-reproduce: interrupted: the same command resumes it.', file=sys.stderr)
-        sys.exit(code)
+        sys.exit(_share(n, flags, device, progress))
     try: failed = reproduce(jobs, exps, root, device, progress, launcher=launcher)
     finally: progress.end()
     for name,why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
@@ -391,9 +388,15 @@ def _listed(rows):
     table = _table([{'row':e.id, 'top-1, %':figure(e)} for e in rows])
     return f'{table}\nOne of them is run by cifar-reproduce --rows ROW.'
 
-_sweep = 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'
-
 def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.items() if v is not None]
+
+def _share(n, flags, device, progress):
+    "Exit code of `n` processes that share the runs"
+    sweep = 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'
+    code = run_workers(n, sweep, flags, device, progress.show)
+    progress.end()
+    if code>128: print('cifar-reproduce: interrupted: the same command resumes it.', file=sys.stderr)
+    return code
 
 # %% ../nbs/90_cli.ipynb #7dbf63da
 def _dry(jobs, root, device):

@@ -96,6 +96,12 @@ def test_locks_and_leases():
         with pytest.raises(UserError, match='same --lease'): f.lock().__enter__()
         os.environ['CIFAR_FASTAI_LEASE'] = '1'
 
+@pytest.mark.parametrize('lease', [None, 1])
+def test_a_folder_that_vanishes(lease, monkeypatch):
+    'A process that ends without a run removes its folder, which may happen while another one asks for the lock'
+    monkeypatch.setattr('cifar_fastai.runs.folder._check_marker', lambda path: None) # it has created the folder before
+    with run_lease(lease), pytest.raises(RunLocked): RunFolder('exps/a/1').lock().__enter__()
+
 @pytest.mark.parametrize('kind', ['folder', 'link', 'fifo'])
 def test_a_marker_that_is_no_file(kind):
     f = RunFolder('exps/a/1')

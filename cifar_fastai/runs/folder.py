@@ -316,7 +316,7 @@ def _acquire(self:RunFolder):
     _check_marker(path)
     with os_errors(path):
         try: held = FileLock(path).acquire(timeout=0.1) # `is_locked` may hold it for a moment
-        except Timeout: raise self._locked() from None
+        except (Timeout, FileNotFoundError): raise self._locked() from None # its process may have removed the folder
         except NotImplementedError:
             raise UserError(f'{path} cannot be locked, since its file system has no locks: give --lease.') from None
     if not (self.path/'.lease').exists(): return held
@@ -335,7 +335,7 @@ def _acquire_lease(self:RunFolder, minutes):
     if key not in _leases: _leases[key] = SoftFileLease(key[0], lease_duration=60*minutes)
     with os_errors(path):
         try: held = _leases[key].acquire(timeout=0.1)
-        except Timeout: raise self._locked() from None
+        except (Timeout, FileNotFoundError): raise self._locked() from None
         except LeaseSettingsMismatch:
             raise UserError(f'{self.path} has a lease of another duration: give the same --lease everywhere.') from None
     if not self._is_file_locked(): return held
