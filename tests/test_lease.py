@@ -99,7 +99,8 @@ def test_locks_and_leases():
 @pytest.mark.parametrize('lease', [None, 1])
 def test_a_folder_that_vanishes(lease, monkeypatch):
     'A process that ends without a run removes its folder, which may happen while another one asks for the lock'
-    monkeypatch.setattr('cifar_fastai.runs.folder._check_marker', lambda path: None) # it has created the folder before
+    def vanished(*args, **kwargs): raise FileNotFoundError(2, 'No such file or directory')
+    monkeypatch.setattr(f"cifar_fastai.runs.folder.{'SoftFileLease' if lease else 'FileLock'}.acquire", vanished)
     with run_lease(lease), pytest.raises(RunLocked): RunFolder('exps/a/1').lock().__enter__()
 
 @pytest.mark.parametrize('kind', ['folder', 'link', 'fifo'])
