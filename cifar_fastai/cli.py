@@ -23,6 +23,7 @@ from fastcore.docments import docments
 from .core import *
 from .runs.config import *
 from .runs.published import *
+from .studies.cluster import *
 from .studies.launch import *
 
 # %% ../nbs/90_cli.ipynb #67cecfe5
@@ -63,6 +64,12 @@ def _dashes(arg):
     name,eq,value = arg.partition('=')
     return name.replace('_', '-')+eq+value if arg.startswith('--') else arg
 
+# %% ../nbs/90_cli.ipynb #2bd44c2a
+def _joined(argv):
+    "`--slurm` with its value, which argparse would take for a flag"
+    argv = iter(argv)
+    return [f'{o}={v}' if o=='--slurm' and (v := next(argv, None)) else o for o in argv]
+
 # %% ../nbs/90_cli.ipynb #044a69f7
 class _Parser(argparse.ArgumentParser):
     def error(self, msg): self.exit(2, f"{self.prog}: {msg if len(msg)<300 else f'{msg[:200]}...'}\n")
@@ -102,7 +109,7 @@ def _parse(
     for title,flags in groups.items():
         group = p.add_argument_group(title)
         for f in flags: _add(group, f, f.name in params and params[f.name].default is inspect.Parameter.empty)
-    args,extra = p.parse_known_intermixed_args([_dashes(o) for o in (sys.argv[1:] if argv is None else argv)])
+    args,extra = p.parse_known_intermixed_args(_joined([_dashes(o) for o in (sys.argv[1:] if argv is None else argv)]))
     names = [f"--{f.name.replace('_', '-')}" for flags in groups.values() for f in flags if not f.positional]
     if extra: p.error(str(unknown('flag' if extra[0].startswith('-') else 'argument', extra[0], names)))
     res = vars(args)
@@ -187,6 +194,7 @@ def _exits(prog):
         try: yield
         finally:
             if sys.stdout: sys.stdout.flush() # it is None without a console
+    except JobsWritten as e: print(e)
     except UserError as e: fail(e, getattr(e, 'code', 2))
     except KeyboardInterrupt: fail('interrupted', 130)
     except OSError:
@@ -194,8 +202,19 @@ def _exits(prog):
         if isinstance(e, BrokenPipeError): sys.exit(141)
         fail(f'the output could not be written ({e.strerror}).', 2)
 
+# %% ../nbs/90_cli.ipynb #ac0ad3f7
+_launcher_flags = flags_of(LauncherOptions)
+
+def _is_launched(func): return 'options' in inspect.signature(func).parameters
+
+def _launch(func, args, kwargs):
+    "Call a command, with the flags of launchers as one argument"
+    if not _is_launched(func): return func(*args, **kwargs)
+    options = LauncherOptions(**{f.name:kwargs.pop(f.name) for f in _launcher_flags if f.name in kwargs})
+    with run_lease(options.lease): return func(*args, options=options, **kwargs)
+
 # %% ../nbs/90_cli.ipynb #efd301ed
-def _check_launcher(prog):
+def _check_torchrun(prog):
     n = os.environ.get('WORLD_SIZE', '')
     if n in ('', '0', '1') or prog=='cifar-train': return
     sys.exit(f'{prog}: it runs in one process, but a launcher started {n[:20]}: run it without torchrun.')
@@ -207,15 +226,16 @@ def command(
 ):
     "Decorator: turn `func` into a command"
     if func is None: return partial(command, config=config)
-    flags = [f for f in flags_of(func) if f.name not in ('cfg', 'sources')]
-    groups = {'flags of this command':flags}
+    own = [f for f in flags_of(func) if f.name not in ('cfg', 'sources', 'options')]
+    groups = {'flags of this command':own} | ({'launchers':_launcher_flags} if _is_launched(func) else {})
+    flags = [f for o in groups.values() for f in o]
     if config:
         groups = {'configuration':flags_of(RunConfig)} | groups | {'sources':_sources,
             'published flags':flags_of(PublishedTricks)}
     @wraps(func)
     def _f(*args, argv=None, **kwargs):
         if args or kwargs: return func(*args, **kwargs)
-        _check_launcher(_prog(func))
+        _check_torchrun(_prog(func))
         warnings.filterwarnings('ignore', message='.*torch.jit.*')
         with _exits(_prog(func)):
             given = _parse(func, groups, argv)
@@ -237,7 +257,7 @@ def _call(func, flags, given):
     args = []
     for f in flags:
         if f.positional: args += given.pop(f.name, f.default) if f.type is list else [given.pop(f.name, f.default)]
-    return func(*args, **given)
+    return _launch(func, args, given)
 
 # %% ../nbs/90_cli.ipynb #1ed68b8f
 def _call_config(func, flags, groups, given):
@@ -257,7 +277,7 @@ def _call_config(func, flags, groups, given):
     if show: return print(_shown(own | asdict(cfg), sources | config_sources))
     args = [o for f in flags if f.positional for o in own.pop(f.name)]
     if 'sources' in inspect.signature(func).parameters: own['sources'] = config_sources
-    return func(cfg, *args, **own)
+    return _launch(func, [cfg, *args], own)
 
 def _shown(settings, sources):
     "Settings as YAML, each with its source"
@@ -337,24 +357,24 @@ def cifar_reproduce(
     exps:str='exps', # folder that holds the runs
     device:str=None, # cpu, cuda, cuda:1 or mps (default: one process per GPU)
     workers:int=None, # number of processes that share the runs (default: one per GPU, at least one)
+    threads:int=None, # number of CPU threads of each run
     dry_run:bool=False, # only list the runs, and estimate their time?
+    options=LauncherOptions(), # what starts the runs
 ):
     "Run the published rows that are not finished yet; resumable"
     from cifar_fastai.studies.experiments import JobProgress, check_jobs, plan, reproduce, select_experiments
     if list: return print(_listed(select_experiments(table, rows, all or not (table or rows))))
+    launcher = options.create(device, threads, workers)
     changes = dict(epochs=epochs, fraction=fraction, model=model, bs=bs, lr=lr, precision=precision,
-        valid_every=valid_every, dataset=dataset)
+        valid_every=valid_every, dataset=dataset, threads=threads or (launcher and launcher.num_cpus))
     jobs = plan(select_experiments(table, rows, all), seeds, exps, **changes)
     check_jobs(jobs, root, device, data=not dry_run)
     if dry_run: return print(_dry(jobs, root, device))
     progress = JobProgress(exps, jobs)
-    if n := worker_count(workers, device):
+    if launcher is None and (n := worker_count(workers, device)):
         flags = _flags(table=table, rows=rows, all=all, seeds=seeds, root=root, exps=exps, workers=1, **changes)
-        code = run_workers(n, _sweep, flags, device, progress.show)
-        progress.end()
-        if code>128: print('cifar-reproduce: interrupted: the same command resumes it.', file=sys.stderr)
-        sys.exit(code)
-    try: failed = reproduce(jobs, exps, root, device, progress)
+        sys.exit(_share(n, flags, device, progress))
+    try: failed = reproduce(jobs, exps, root, device, progress, launcher=launcher)
     finally: progress.end()
     for name,why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
     if failed: sys.exit(1)
@@ -368,9 +388,15 @@ def _listed(rows):
     table = _table([{'row':e.id, 'top-1, %':figure(e)} for e in rows])
     return f'{table}\nOne of them is run by cifar-reproduce --rows ROW.'
 
-_sweep = 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'
-
 def _flags(**kwargs): return [f"--{k.replace('_', '-')}={v}" for k,v in kwargs.items() if v is not None]
+
+def _share(n, flags, device, progress):
+    "Exit code of `n` processes that share the runs"
+    sweep = 'from cifar_fastai.cli import cifar_reproduce; cifar_reproduce()'
+    code = run_workers(n, sweep, flags, device, progress.show)
+    progress.end()
+    if code>128: print('cifar-reproduce: interrupted: the same command resumes it.', file=sys.stderr)
+    return code
 
 # %% ../nbs/90_cli.ipynb #7dbf63da
 def _dry(jobs, root, device):
@@ -403,18 +429,20 @@ def cifar_study(
     device:str=None, # cpu, cuda, cuda:1 or mps (default: one process per GPU)
     workers:int=None, # number of processes that share the runs (default: one per GPU, at least one)
     dry_run:bool=False, # only list the runs, and what this number of seeds can detect?
+    options=LauncherOptions(), # what starts the runs
     sources:dict=None, # where each setting of the baseline comes from, see `resolve_config`
 ):
     "Compare tricks or settings with a baseline over paired seeds"
     from cifar_fastai.studies import study
     given = [k for k,v in (sources or {}).items() if v!='default' and not v.startswith('row ')]
-    cfg = study.study_config(cfg, device, given)
+    launcher = options.create(device, cfg.threads, workers)
+    cfg = study.study_config(cfg, device, given, launcher)
     found = study.create_arms(arms, cfg, pairs, equal_time, root=root)
     folder = Path(studies)/(name or study.study_name(cfg))
     s = study.open_study(folder, found, range(first_seed, first_seed+seeds), not dry_run, tune, outcome, logits,
-        weights, tune_seeds=tune_seeds, root=root, device=device, workers=workers)
+        weights, tune_seeds=tune_seeds, root=root, device=device, workers=workers, launcher=launcher)
     if dry_run: return print(study.study_plan(s, device, root, workers, tune, tune_seeds))
-    study.run_study(s, root, device, workers)
+    study.run_study(s, root, device, workers, launcher=launcher)
     res = study.study_result(s)
     res.save()
     print(f"{res.text('h1', 'list')}\n\n{folder}/: report.html, forest.png, study.csv, and the {s.done()} runs")

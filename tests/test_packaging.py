@@ -63,7 +63,8 @@ def test_metadata(dist):
     meta = message_from_string(read('METADATA'))
     assert (meta['Name'], meta['License-Expression'] or meta['License']) == (cfg['lib_name'], 'MIT')
     assert meta['Requires-Python']==f">={cfg['min_python']}"
-    assert set(meta.get_all('Provides-Extra'))=={'dev', 'timm', 'tensorboard', 'wandb', 'hub', 'optimizers', 'parquet', 'onnx'}
+    extras = 'dev', 'timm', 'tensorboard', 'wandb', 'hub', 'optimizers', 'parquet', 'onnx', 'ray'
+    assert set(meta.get_all('Provides-Extra'))==set(extras)
     assert {'Repository', 'Documentation'} <= {o.split(',')[0] for o in meta.get_all('Project-URL')}
     assert meta['Summary'] and meta['Keywords'] and meta['Author-email']
     assert meta['Description-Content-Type']=='text/markdown'

@@ -663,8 +663,8 @@ def test_progress_in_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv('COLUMNS', '120')
     small('MixUp()', name='s', bar=True)
     out,err = capsys.readouterr()
-    shown = out.split('\r')[1:]
-    assert err=='' and len(shown)==5 and {len(o) for o in shown[:-1]}=={119} and shown[-1].endswith('\n') and out.count('\n')==1
+    *shown,end = out.split('\r')
+    assert err=='' and len(shown)==5 and {len(o) for o in shown}=={119} and end=='\n' and out.count('\n')==1
     assert 'MixUp() seed 1' in shown[3] and '4 of 4' in shown[4]
 
 def test_silent(capsys):

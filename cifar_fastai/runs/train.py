@@ -52,7 +52,7 @@ class RunLog(ManagedCallback):
         curves:bool=True, # write `curves.png`?
         tta:str='none', # test-time augmentation of the final results, see `tta_logits`
         logits:bool=False, # store the logits of the test images?
-        each=None, # called about once per second with the completed fraction of the run
+        each=noop, # called about once per second with the completed fraction of the run
     ):
         store_attr(but='files')
         self.called = time.monotonic()
@@ -110,7 +110,7 @@ def after_cancel_fit(self:RunLog):
 
 @patch
 def after_batch(self:RunLog):
-    if self.each is None or not self.training or time.monotonic()-self.called<1: return
+    if not self.training or time.monotonic()-self.called<1: return
     self.called = time.monotonic()
     self.each((self.epoch + (self.iter+1)/self.n_iter)/self.n_epoch)
 
@@ -477,7 +477,7 @@ def train(
     bar:bool=True, # show progress bars?
     curves:bool=True, # write `curves.png`?
     logits:bool=False, # store the logits of the test images?
-    each=None, # called about once per second with the completed fraction of the run
+    each=noop, # called about once per second with the completed fraction of the run
 )->Path: # folder of the run
     "Train or resume a run; a finished run is not trained again"
     folder = RunFolder(Path(exps)/check_name(ifnone(name, cfg.name))/str(cfg.seed))

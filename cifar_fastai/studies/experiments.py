@@ -6,7 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.experiments.html.md"""
 
 # %% auto #0
 __all__ = ['Experiment', 'variants', 'experiments', 'experiment', 'run_name', 'run_experiment', 'select_experiments', 'Job',
-           'plan', 'count_images', 'image_seconds', 'estimate', 'check_jobs', 'JobProgress', 'reproduce']
+           'plan', 'count_images', 'image_seconds', 'estimate', 'check_jobs', 'JobProgress', 'train_row', 'row_tasks',
+           'reproduce']
 
 # %% ../../nbs/71_studies.experiments.ipynb #716d68f0
 import gc, re
@@ -17,6 +18,7 @@ from pathlib import Path
 from fastcore.basics import ifnone, patch
 from ..core import *
 from ..runs.config import *
+from .cluster import *
 from .launch import *
 
 # %% ../../nbs/71_studies.experiments.ipynb #1508b821
@@ -190,7 +192,7 @@ class Job:
     folder:Path # folder of the run
     state:str # missing, interrupted, running, or finished
 
-    name = property(lambda self: f'{self.row.id} seed {self.config.seed}')
+    name = property(lambda self: f'{self.row.id} seed {self.config.seed}', doc='Id of the row, and seed')
 
 def _state(folder, epochs):
     from cifar_fastai.runs.folder import RunFolder
@@ -298,6 +300,30 @@ class JobProgress(Progress):
         at = [(j.name, ifnone(part, RunFolder(j.folder).completed(j.config.epochs))) for j in running]
         self.update(self.total-len(self.left), at)
 
+# %% ../../nbs/71_studies.experiments.ipynb #84139e75
+def train_row(
+    row:str, # id of a published row
+    config:dict, # fields of `RunConfig`
+    exps:str, # folder that holds the runs
+    root=None, # folder or archive of a named data set
+    device:str=None, # cpu, cuda, cuda:1 or mps
+):
+    "Train or resume a run of a row"
+    from cifar_fastai.runs.train import train
+    cfg = RunConfig(**config)
+    train(cfg, run_name(experiment(row), cfg), root, exps, resume=True, row=row, device=device, bar=False)
+
+def row_tasks(
+    jobs:list, # list of `Job`
+    exps='exps', # folder that holds the runs
+    root=None, # folder or archive of a named data set
+    device:str=None, # cpu, cuda, cuda:1 or mps
+)->list: # of `Task`
+    "The runs that are not finished"
+    given = dict(exps=str(exps), root=None if root is None else str(root), device=device)
+    def kwargs(j): return dict(row=j.row.id, config=asdict(j.config)) | given
+    return [Task(j.name, 'cifar_fastai.studies.experiments:train_row', kwargs(j)) for j in jobs if j.state!='finished']
+
 # %% ../../nbs/71_studies.experiments.ipynb #eda6dd3e
 def reproduce(
     jobs:list, # list of `Job`
@@ -307,21 +333,23 @@ def reproduce(
     progress=None, # `JobProgress`
     report_line=None, # called with one line per run; default: it is printed
     bar:bool=False, # show the progress bar of each run?
+    launcher=None, # see `LauncherOptions`; default: this process
 )->dict: # id and seed -> error message
     "Train the runs that are not finished"
-    from cifar_fastai.runs.folder import RunInterrupted, RunLocked
+    from cifar_fastai.runs.folder import RunInterrupted, RunLocked, train_unlocked
     from cifar_fastai.runs.train import report, train
-    failed,progress = {},progress or JobProgress('', jobs, silent=True)
-    report_line = report_line or progress.line
-    for j in jobs:
-        name,kwargs = j.name,dict(bar=bar, each=partial(progress.show, j))
+    progress = progress or JobProgress('', jobs, silent=True)
+    report_line,folders,failed = report_line or progress.line,{j.name:j.folder for j in jobs},{}
+    def line(task, error): report_line(f'{task.name} failed: {error}' if error else
+        f'{task.name}: {report(folders[task.name]).splitlines()[0]}')
+    if launcher: return launcher.run(row_tasks(jobs, exps, root, device), exps, done=line, waiting=progress.show)
+    def run(j):
+        kwargs = dict(bar=bar, each=partial(progress.show, j))
         progress.show(j)
-        try: folder = train(j.config, j.folder.parent.name, root, exps, True, j.row.id, device, **kwargs)
-        except RunLocked: report_line(f'{name}: locked by another process')
-        except (RunInterrupted, BrokenPipeError): raise
-        except Exception as e:
-            failed[name] = str(e) if isinstance(e, UserError) else f'{type(e).__name__}: {e}'
-            report_line(f'{name} failed: {failed[name]}')
-        else: report_line(f'{name}: {report(folder).splitlines()[0]}')
+        try: train(j.config, j.folder.parent.name, root, exps, True, j.row.id, device, **kwargs)
+        except (RunLocked, RunInterrupted, BrokenPipeError): raise
+        except Exception as e: failed[j.name] = error_text(e)
+        line(j, failed.get(j.name))
         gc.collect() # the tensors of a Learner are part of reference cycles
+    for j in train_unlocked(jobs, run): report_line(f'{j.name}: locked by another process')
     return failed

@@ -255,7 +255,7 @@ def html(self:Page)->str:
 def _words(xs): return ', '.join(dict.fromkeys(map(str, xs)))
 def _data_words(run):
     name,train,test,source,split = _data(run)
-    name += f" at {run.config['size']}x{run.config['size']}" if run.config['size'] else ''
+    if size := run.config.get('size'): name += f' at {size}x{size}' # runs of older versions have none
     return f"{name}, {train:,} training and {test:,} test images (source {source[:8]}" + (f'; {split})'
         if split!='stratified, fraction 1' else ')')
 

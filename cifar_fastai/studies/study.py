@@ -6,9 +6,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/studies.study.html.md"""
 
 # %% auto #0
 __all__ = ['Arm', 'create_arm', 'teacher_name', 'with_teacher', 'create_arms', 'Study', 'read_study', 'open_study', 'train_jobs',
-           'StudyInterrupted', 'run_study', 'parse_grid', 'tuning_study', 'tune_arms', 'study_runs', 'StudyResult',
-           'study_result', 'pack_study', 'load_study', 'unpack_study', 'study_plan', 'study_config', 'study_name',
-           'study']
+           'StudyInterrupted', 'train_run', 'study_tasks', 'run_study', 'parse_grid', 'tuning_study', 'tune_arms',
+           'study_runs', 'StudyResult', 'study_result', 'pack_study', 'load_study', 'unpack_study', 'study_plan',
+           'study_config', 'study_name', 'study']
 
 # %% ../../nbs/77_studies.study.ipynb #c47503aa
 import ast, gc, hashlib, json, math, re, sys, zlib
@@ -24,6 +24,7 @@ from ..serialize import *
 from ..runs.config import *
 from ..runs.published import *
 from ..runs.folder import *
+from .cluster import *
 from .stats import *
 from .effects import *
 from .launch import *
@@ -385,7 +386,7 @@ def _train_teacher(study, arm, seed, root, device, each):
     if folder.has('test.safetensors'):
         with folder.lock():
             for o in [] if _can_teach(folder) else folder.path.iterdir():
-                if o.name!='.lock': o.unlink()
+                if o.name not in ('.lock', '.lease'): o.unlink()
     _train_run(study, arm, seed, root, device, each)
 
 def _remove_weights(study, arm, folder):
@@ -412,20 +413,19 @@ def train_jobs(
     "Train the missing runs of a study in this process"
     failed = {}
     gc.freeze() # what is imported is not searched again after every run
-    try:
-        for arm,seed in study.jobs():
-            if study.is_done(arm, seed):
-                _remove_weights(study, arm, study.run_folder(arm, seed))
-                continue
-            each(arm, seed)
-            try: _train_run(study, arm, seed, root, device, each)
-            except RunLocked: continue
-            except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
-            except KeyboardInterrupt: raise StudyInterrupted(study, 130) from None # between batches of two runs
-            except Exception as e:
-                if study.is_done(arm, seed): continue # another process has finished it meanwhile
-                failed[arm.name, seed] = str(e) if isinstance(e, UserError) else f'{type(e).__name__}: {e}'
-            gc.collect() # the tensors of a Learner are in reference cycles
+    def run(job):
+        arm,seed = job
+        if study.is_done(arm, seed): return _remove_weights(study, arm, study.run_folder(arm, seed))
+        each(arm, seed)
+        try: _train_run(study, arm, seed, root, device, each)
+        except RunLocked: raise
+        except RunInterrupted as e: raise StudyInterrupted(study, e.code) from None
+        except KeyboardInterrupt: raise StudyInterrupted(study, 130) from None # between batches of two runs
+        except Exception as e:
+            if study.is_done(arm, seed): return # another process has finished it meanwhile
+            failed[arm.name, seed] = error_text(e)
+        gc.collect() # the tensors of a Learner are in reference cycles
+    try: train_unlocked(study.jobs(), run)
     finally: gc.unfreeze()
     return failed
 
@@ -439,6 +439,32 @@ class StudyInterrupted(UserError):
         self.code = code
         super().__init__(f'{study.folder} was interrupted with {study.done()} of {len(study.jobs())} runs finished: '
             'the same command resumes it.')
+
+# %% ../../nbs/77_studies.study.ipynb #88789b86
+def train_run(
+    folder:str, # of a study
+    arm:str, # folder of an arm or a teacher
+    seed:int, # of the run
+    root=None, # folder or archive of a named data set
+    device:str=None, # cpu, cuda, cuda:1 or mps
+):
+    "Train a run of a study"
+    study = read_study(folder)
+    found = {a.folder:a for a in study.arms}.get(arm) or study.teachers[arm]
+    if arm in study.teachers: _train_teacher(study, found, seed, root, device, noop)
+    elif not study.is_done(found, seed): _train_run(study, found, seed, root, device, noop)
+
+def study_tasks(
+    study:Study, # to run
+    root=None, # folder or archive of a named data set
+    device:str=None, # cpu, cuda, cuda:1 or mps
+)->list: # of `Task`
+    "The missing runs of a study"
+    jobs,given = study.missing(),dict(root=None if root is None else str(root), device=device)
+    at = {(a.folder, s):i for i,(a,s) in enumerate(jobs)}
+    def after(a, s): return (t := study.teacher(a)) and at.get((t.folder, s))
+    return [Task(f'{a.name} seed {s}', 'cifar_fastai.studies.study:train_run',
+        dict(folder=str(study.folder), arm=a.folder, seed=s) | given, after(a, s)) for a,s in jobs]
 
 # %% ../../nbs/77_studies.study.ipynb #8a5036cd
 _work = '''import sys, warnings
@@ -459,6 +485,7 @@ def run_study(
     device:str=None, # cpu, cuda, cuda:1 or mps
     workers:int=None, # processes; default: one per GPU, or one
     bar:bool=True, # show progress, see `Progress`?
+    launcher=None, # see `LauncherOptions`; default: processes of this machine
 ):
     "Train the missing runs of a study"
     _with_sources(study)
@@ -471,13 +498,15 @@ def run_study(
         if bar: progress.update(progress.total-len(left), at)
     failed = {}
     try:
-        if n := worker_count(workers, device):
+        if launcher: failed = launcher.run(study_tasks(study, root, device), study.folder, waiting=show)
+        elif n := worker_count(workers, device):
             code = run_workers(n, _work, [str(study.folder), '' if root is None else str(root)], device, show)
             if code>128: raise StudyInterrupted(study, code)
-        else: failed = train_jobs(study, root, device, show)
+        else: failed = {f'{a} seed {s}':v for (a,s),v in train_jobs(study, root, device, show).items()}
         show()
+    except KeyboardInterrupt: raise StudyInterrupted(study, 130) from None
     finally: progress.end()
-    for k,v in failed.items(): print(f'{k[0]} seed {k[1]} failed: {v}')
+    for k,v in failed.items(): print(f'{k} failed: {v}')
 
 # %% ../../nbs/77_studies.study.ipynb #bbb6f222
 _tuning_seed = 10**6 # first seed of tuning runs
@@ -522,10 +551,11 @@ def tune_arms(
     device:str=None, # cpu, cuda, cuda:1 or mps
     workers:int=None, # processes; default: one per GPU, or one
     bar:bool=True, # show progress?
+    launcher=None, # see `LauncherOptions`
 )->dict: # `grid`, `seeds`, `chosen` (arm -> setting), `failed` (arms with a setting), `runs`, `seconds`
     "Choose a setting for every arm on a holdout of the training images"
     s,points = tuning_study(study, grid, seeds, root)
-    run_study(s, root, device, workers, bar)
+    run_study(s, root, device, workers, bar, launcher)
     if any(s.run_folder(*o).is_locked() for o in s.missing()):
         raise UserError(f'{s.folder} is being trained by another process: wait for it to finish.')
     runs = {a.name:[s.run_folder(a, k).read() for k in s.seeds if s.is_done(a, k)] for a in s.arms}
@@ -887,13 +917,15 @@ def study_config(
     cfg:RunConfig, # of the baseline
     device:str=None, # cpu, cuda, cuda:1 or mps
     given=(), # names of the settings that were given, which have no default
+    launcher=None, # see `LauncherOptions`
 )->RunConfig:
     "The configuration of a baseline, with the defaults of a study"
     from cifar_fastai.runs.train import run_device
     if 'seed' in given:
         raise UserError(f'seed is {cfg.seed}: a study has several seeds, so give the first one as first_seed.')
     changes = {} if 'valid_every' in given or cfg.valid_every!=1 else dict(valid_every=cfg.epochs)
-    if cfg.threads is None and run_device(device).type=='cpu': changes['threads'] = 1
+    if cfg.threads is None and launcher: changes['threads'] = launcher.num_cpus
+    elif cfg.threads is None and run_device(device).type=='cpu': changes['threads'] = 1
     return replace(cfg, **changes)
 
 def study_name(cfg:RunConfig)->str: # cfg: of the baseline
@@ -919,19 +951,20 @@ def study(
     outcome:str='accuracy', # what is compared, see `outcomes`
     logits:bool=False, # store the logits of the test images?
     weights:bool=False, # keep the weights of finished runs?
+    launcher=None, # see `LauncherOptions`; default: processes of this machine
     **settings # fields of `RunConfig`, of the baseline
 )->StudyResult:
     "Train a baseline and arms with paired seeds, and compare them"
     given = [k for k,v in settings.items() if v is not None]
-    cfg = study_config(RunConfig().override(**settings), device, given)
+    cfg = study_config(RunConfig().override(**settings), device, given, launcher)
     arms = [arms] if isinstance(arms, str) else arms
     check_setting('seeds', seeds, 1)
     first_seed = check_range('first_seed', first_seed, 0, 2**31, whole=True)
     found = create_arms(arms, cfg, pairs, equal_time, root=root)
     s = open_study(Path(studies)/(name or study_name(cfg)), found, range(first_seed, first_seed+seeds), tune=tune,
         outcome=outcome, logits=logits, weights=weights, tune_seeds=tune_seeds, root=root, device=device,
-        workers=workers, bar=bar)
-    run_study(s, root, device, workers, bar)
+        workers=workers, bar=bar, launcher=launcher)
+    run_study(s, root, device, workers, bar, launcher)
     res = study_result(s)
     res.save()
     return res
