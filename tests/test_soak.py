@@ -1,4 +1,4 @@
-"""Two hundred fits in one process, with random tricks and networks, exceptions and interrupts: nothing is left behind.
+"""Five times forty fits in one process, with random tricks and networks, exceptions and interrupts: nothing is left.
 
 `python tests/test_soak.py FILE` stores memory, open files, threads and hooks after every fit for the documentation."""
 import gc, json, random, signal, sys, threading, warnings
@@ -63,12 +63,13 @@ def one(rng, path, i):
     return outcome,hooks(model)
 
 def soak(n, path, seed=0):
-    'Memory and more after each of `n` fits'
-    rng,process,rows = random.Random(seed),psutil.Process(),[]
+    'Memory and more after each of `n` fits, the same forty again and again: kernels for new shapes take memory once'
+    process,rows = psutil.Process(),[]
     for i in range(n):
-        set_seed(i)
+        if i%40==0: rng = random.Random(seed)
+        set_seed(i%40)
         was,kept = switches(),random.getstate()
-        outcome,left = one(rng, path, i)
+        outcome,left = one(rng, path, i%40)
         assert switches()==was, f'fit {i} ({outcome})'
         gc.collect()
         rows.append(dict(outcome=outcome, mib=process.memory_info().rss/2**20, files=process.num_fds(), threads=threading.active_count(),
@@ -81,12 +82,12 @@ def test_soak(tmp_path):
     'Open files, threads and hooks are flat, no Learner is kept, and memory stops to grow'
     rows = soak(200, tmp_path)
     ends = {o:sum(r['outcome']==o for r in rows) for o in ('finished', 'raised', 'refused')}
-    assert all(v>10 for v in ends.values()), ends
+    assert all(v>=10 for v in ends.values()), ends
     for k in ('files', 'threads'): assert {r[k] for r in rows[50:]}=={rows[50][k]}, k
     assert not any(r['hooks'] for r in rows)
     assert max(r['learners'] for r in rows)<=2
-    grown = np.median([r['mib'] for r in rows[150:]])-np.median([r['mib'] for r in rows[50:100]])
-    assert grown<60, f'{grown:.0f} MiB in 100 fits'
+    grown = np.median([r['mib'] for r in rows[160:]])-np.median([r['mib'] for r in rows[40:80]])
+    assert grown<30, f'{grown:.0f} MiB in 120 fits'
 
 if __name__=='__main__':
     import tempfile
