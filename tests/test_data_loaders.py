@@ -267,7 +267,7 @@ def test_drop_last():
     (dict(root=3), 'root is 3'), (dict(root=[]), r'root is \[\]'), (dict(root=True), 'root is True'),
     (dict(root='x'*5000), 'root is'), (dict(root='~nobody_of_that_name'), 'root is'), (dict(root='\udcff'), 'root is'),
     (dict(dataset='cifar10', root='nowhere'), 'root is'),
-    (dict(device='gpu9'), "device is 'gpu9'"), (dict(device=[]), r'device is \[\]')],
+    (dict(device='gpu9'), "There is no device 'gpu9'"), (dict(device=[]), r"There is no device '\[\]'")],
     ids=lambda o: o[:40] if isinstance(o, str) else '-')
 def test_arguments(kw, message):
     with time_limit(), refused(message): cifar_dls(**dict(dict(dataset='digits', device='cpu'), **kw))

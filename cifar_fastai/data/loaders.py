@@ -99,9 +99,10 @@ def crop_flip(
     "Crop zero-padded images, and flip those selected by `flip` horizontally"
     b,c,h,w = x.shape
     x = F.pad(x.permute(0,2,3,1), (0,0)+(pad,)*4)
-    i,j = torch.arange(h, device=x.device),torch.arange(w, device=x.device)
-    rows,cols = dy[:,None]+i, dx[:,None]+torch.where(flip[:,None], j.flip(0), j)
-    rows = rows + (h+2*pad)*torch.arange(b, device=x.device)[:,None]
+    kw = dict(dtype=torch.int32 if x.shape[:3].numel()<2**31 else torch.int64, device=x.device)
+    i,j = torch.arange(h, **kw),torch.arange(w, **kw)
+    rows,cols = dy.to(**kw)[:,None]+i, dx.to(**kw)[:,None]+torch.where(flip[:,None], j.flip(0), j)
+    rows = rows + (h+2*pad)*torch.arange(b, **kw)[:,None]
     idxs = rows[:,:,None]*(w+2*pad) + cols[:,None]
     return x.reshape(-1,c).index_select(0, idxs.flatten()).view(b,h,w,c).permute(0,3,1,2)
 
@@ -144,7 +145,12 @@ class NormalizeImages(ItemTransform):
         m,s = (torch.tensor(o, device=device).view(1,-1,1,1) for o in (self.mean, self.std))
         self.mul,self.add = 1/(255*s),-m/s
 
-    def encodes(self, b): return torch.addcmul(self.add, b[0].float(), self.mul), *b[1:]
+    def encodes(self, b):
+        x,*y = b
+        n,c,h,w = x.shape
+        rows = x.permute(0,2,3,1).reshape(n*h, w*c).float() # wide enough for vector instructions
+        add,mul = (o.view(1, -1).repeat(1, w) for o in (self.add, self.mul))
+        return torch.addcmul(add, rows, mul).view(n, h, w, c).permute(0,3,1,2), *y
     def decodes(self, b):
         mul,add = (o.to(b[0].device) for o in (self.mul, self.add))
         return ((b[0]-add)/(255*mul)).clamp(0, 1), *b[1:]
