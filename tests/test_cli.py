@@ -6,6 +6,7 @@ import pytest
 from cifar_fastai.cli import cifar_bench, cifar_compare, cifar_export, cifar_lr_find, cifar_report, cifar_reproduce
 from cifar_fastai.cli import cifar_train, cifar_tricks, cifar_zoo
 from cifar_fastai.core import UserError
+from cifar_fastai.studies.cluster import LauncherOptions
 from cifar_fastai.studies.experiments import experiment, experiments
 from cifar_fastai.studies.launch import run_workers
 from cifar_fastai.runs.config import RunConfig, limits, parse_calls, read_config
@@ -114,7 +115,7 @@ def test_numbers_have_limits(capsys, name, v):
 def test_all_numbers_have_limits():
     'No numeric field of a configuration, no numeric published flag, and no numeric parameter of a command is without'
     from typing import get_type_hints
-    hints = [get_type_hints(o) for o in (RunConfig, PublishedTricks, *commands)]
+    hints = [get_type_hints(o) for o in (RunConfig, PublishedTricks, LauncherOptions, *commands)]
     assert {k for h in hints for k,t in h.items() if t in (int, float)} - {'nw'}=={*limits} # --nw is ignored
 
 @pytest.mark.parametrize('cmd,argv,says',

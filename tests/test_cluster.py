@@ -8,7 +8,7 @@ from cifar_fastai.core import UserError
 from cifar_fastai.runs.config import RunConfig
 from cifar_fastai.runs.folder import RunFolder
 from cifar_fastai.studies.cluster import LauncherOptions, RayLauncher, run_task
-from cifar_fastai.studies.experiments import plan, row_tasks, select_experiments
+from cifar_fastai.studies.experiments import JobProgress, plan, reproduce, row_tasks, select_experiments
 from cifar_fastai.studies.study import create_arms, open_study, read_study, run_study, study_tasks
 
 flags = '--dataset digits --model lenet --fraction 0.1 --bs 32 --lr 0.05 --schedule onecycle --device cpu --seeds 2 --name s'.split()
@@ -137,6 +137,22 @@ def test_tasks_of_rows():
     a,b = state('a'),state('b')
     assert len(a)>20 and a==b and row_tasks(plan(select_experiments('3.5'), 1, 'b', **kw), 'b')==[]
     assert RunFolder(next(Path('b').glob('*/0'))).settings()['threads']==1
+
+class Here:
+    'A launcher that runs its tasks one after another in this process'
+    def run(self, tasks, folder=None, done=None, waiting=None):
+        for t in tasks:
+            waiting()
+            done(t, run_task(**t.call))
+        return {}
+
+def test_progress_of_a_launcher(capsys):
+    'The progress of a launcher is read from the folders of the runs'
+    jobs = plan(select_experiments('3.5'), 1, 'a', dataset='digits', model='toynet_s1_k3', epochs=1, fraction=0.1, bs=64, threads=1)
+    assert reproduce(jobs, 'a', device='cpu', progress=JobProgress('a', jobs), launcher=Here())=={}
+    out,err = capsys.readouterr()
+    assert [o.split(':')[0] for o in out.splitlines() if 'accuracy' in o]==[j.name for j in jobs]
+    assert [o.split(',')[0] for o in err.splitlines()]==[f'a: {i} of 4 runs finished' for i in range(4)]
 
 def test_a_failing_task():
     s = open_study('s', create_arms(['MixUp(0.2)'], base), [0])
