@@ -66,7 +66,7 @@ def test_ensemble_of_two_sizes(run, images, tmp_path):
 def test_export(run, images, tmp_path):
     out = export_run(run, tmp_path/'out')
     card = (out/'README.md').read_text()
-    assert 'for 48x48 images' in card and 'resized to\n48x48' in card and '32x32' not in card and '{' not in card.split('---')[2]
+    assert 'for 48x48 images' in card and 'resized to 48x48' in card and '32x32' not in card and '{' not in card.split('---')[2]
     a,b,image = load_run(out, device='cpu'),load_run(run, device='cpu'),images/'test/b/0.png'
     with a.no_bar(), b.no_bar(): assert torch.allclose(a.predict(image)[2], b.predict(image)[2])
 

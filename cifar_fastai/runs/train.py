@@ -106,7 +106,8 @@ def after_step(self:RunLog): self.counts['steps'] += 1
 # %% ../../nbs/65_runs.train.ipynb #77a0771c
 @patch
 def after_cancel_fit(self:RunLog):
-    if self.rows and self.curves and self.folder.path.is_dir(): self.folder.write_curves(self.rows)
+    if rank_distrib() or not (self.rows and self.curves and self.folder.path.is_dir()): return
+    self.folder.write_curves(self.rows)
 
 @patch
 def after_batch(self:RunLog):
@@ -495,7 +496,7 @@ def train(
         learn = plan.learner(path=folder.path, metrics=[accuracy, top5])
         env = environment(learn.dls, same_bits)
         files = folder.start_files(settings, env) if first_process else {}
-        log = RunLog(folder, files, curves and first_process, cfg.tta, logits, each)
+        log = RunLog(folder, files, curves, cfg.tta, logits, each)
         started = (env if folder.progress() is None else folder.environment()).get('started')
         if bar: print(describe_run(cfg, learn, folder), flush=True)
         with _shown_progress(learn, bar):
