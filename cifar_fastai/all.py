@@ -42,5 +42,6 @@ from .callback.surgery import GhostBatchNorm, WeightStandardization
 from .callback.monitor import (AGC, CPUUse, GPUUse, GradientClip, ImagesPerSecond, Monitor, NonFiniteLoss, PeakMemory,
     StopOnNonFinite, TrainAccuracy, ValidateEvery)
 from .runs.checkpoint import Checkpoint
+from .runs.export import load_run
 from .learner import cifar_learner
 from .studies.study import load_study, study

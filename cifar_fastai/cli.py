@@ -190,9 +190,11 @@ def _exits(prog):
     def fail(msg, code):
         sys.stderr.write(f'{prog}: {msg}\n')
         sys.exit(code)
+    was,warnings.formatwarning = warnings.formatwarning,lambda msg,*args,**kwargs: f'{prog}: {msg}\n'
     try:
         try: yield
         finally:
+            warnings.formatwarning = was
             if sys.stdout: sys.stdout.flush() # it is None without a console
     except JobsWritten as e: print(e)
     except UserError as e: fail(e, getattr(e, 'code', 2))
@@ -304,7 +306,8 @@ def cifar_train(
     from cifar_fastai.runs.train import report, train
     if nw is not None: print('cifar-train: --nw is ignored: data loading uses no worker processes.', file=sys.stderr)
     if row and not name: name = run_name(experiment(row), cfg)
-    print(report(train(cfg, name, root, exps, resume, row, device, logger, deterministic)))
+    folder = train(cfg, name, root, exps, resume, row, device, logger, deterministic)
+    if os.environ.get('RANK', '0')=='0': print(report(folder)) # of several processes, the first
 
 # %% ../nbs/90_cli.ipynb #4bb57df1
 @command(config=True)
@@ -417,7 +420,7 @@ def cifar_study(
     first_seed:int=0, # first seed
     name:str=None, # name of the study (default: data, network and a digest of the settings)
     studies:str='studies', # folder that holds the studies
-    pairs:bool=False, # add all compatible pairs of arms?
+    pairs:bool=False, # add all pairs of the arms that are tricks, where they are compatible?
     equal_time:bool=False, # also compare arms with two passes per step with a baseline of equal time?
     tune:str=None, # first tune every arm on a grid, such as "lr=0.05,0.1 wd=5e-4,1e-3", on held-out training images
     tune_seeds:int=2, # number of seeds per grid setting

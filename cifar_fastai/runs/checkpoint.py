@@ -251,6 +251,7 @@ def _save(self:Checkpoint, **mid):
 @patch
 def _interrupt(self:Checkpoint):
     training_run(self.learn).interrupted = True
+    if is_distributed(): all_sum([0], self.dls.device) # wait until the first process has saved
     raise CancelFitException
 
 # %% ../../nbs/63_runs.checkpoint.ipynb #7d0a26cc

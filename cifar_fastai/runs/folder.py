@@ -508,6 +508,9 @@ class Run:
 def read(self:RunFolder)->Run:
     "Read the run, and validate all its files"
     if not os.path.isdir(self.path): raise UserError(f'There is no folder {self.path}.')
+    if not self.has('config.yaml') and (runs := sorted(o.parent.name for o in self.path.glob('*/config.yaml'))):
+        raise UserError(f"{self.path} contains {len(runs)} run{'s'*(len(runs)>1)}: choose one, such as "
+            f'{self.path/runs[0]}.')
     run = Run(self.path, self.settings(), self.environment(), self.log(), self.weight_mib())
     n = len(run.log)
     if n>run.epochs: raise UserError(f'{self.path}/log.csv has {n} epochs, but config.yaml only {run.epochs}.')

@@ -483,13 +483,14 @@ def train(
     "Train or resume a run; a finished run is not trained again"
     folder = RunFolder(Path(exps)/check_name(ifnone(name, cfg.name))/str(cfg.seed))
     settings = dict(row=row) | asdict(cfg)
+    first_process = not rank_distrib()
+    bar = bar and first_process
     if folder.is_finished(settings, resume): return _finished(folder, bar)
     if logger is not None: check_logger(logger)
-    here,first_process = local_device(run_device(device)),not rank_distrib()
+    here = local_device(run_device(device))
     plan = RunPlan(cfg, root, here)
     check_memory(cfg, plan.device)
     with ExitStack() as stack:
-        bar = bar and first_process
         for o in [process_group(here), *[folder.lock()]*first_process, deterministic(same_bits),
             cpu_threads(cfg.threads)]: stack.enter_context(o)
         if folder.is_finished(settings, resume): return _finished(folder, bar)

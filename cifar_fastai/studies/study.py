@@ -820,11 +820,12 @@ def _packed(r, logits):
     return {k:r[k] for k in ('arm', 'seed', 'seconds', 'measures')} | images | facts
 
 def pack_study(
-    study:Study, # with finished runs
+    study, # a `Study` with finished runs, or its folder
     path, # file to write; ends in .safetensors
     logits=True, # keep the logits of the test images, if they were stored? Or the names of the arms to keep them of
 ):
     "Write the results of a study to one file"
+    if not isinstance(study, Study): study = read_study(study)
     check_output(path)
     def keeps(name): return logits if isinstance(logits, bool) else name in logits
     runs = [_packed(r, keeps(name)) for name,o in study_runs(study).items() for r in o.values()]
@@ -844,6 +845,7 @@ def load_study(
     "The results of a study"
     path = Path(path)
     if path.is_dir(): return study_result(read_study(path))
+    if not path.exists(): raise UserError(f'There is no study {path}.')
     d = load_tree(path)
     try:
         s = _study(path, d['study'])
@@ -895,11 +897,12 @@ def study_plan(
     n_workers = worker_count(workers, device) or 1
     total = sum(_job_seconds([a for a,_ in missing+tuning], device, root))/n_workers
     found = partial(detectable, n=n, alpha=0.05/sum(not _is_longer(a) for a in study.arms[1:]))
+    power = (f'With 80% probability, {n} pairs find an effect of {found(1):.2f} standard deviations of the paired '
+        f'differences: {found(2):.1f} points if the standard deviation is 2 points.')
     return (f'{left} of {len(jobs)} runs are missing{words}: {arms}; seeds {_span(study.seeds)}.\n'
         f"Time of training in {'one process' if n_workers==1 else f'{n_workers} processes'}, to an order of magnitude: "
         f'{format_duration(total)}.\n'
-        f'With 80% probability, {n} pairs find an effect of {found(1):.2f} standard deviations of the paired '
-        f'differences: {found(2):.1f} points if the standard deviation is 2 points.')
+        f"{power if n>2 else 'There is no verdict below three seeds.'}")
 
 # %% ../../nbs/77_studies.study.ipynb #0b589239
 def _job_seconds(arms, device, root):

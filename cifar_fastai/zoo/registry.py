@@ -156,7 +156,8 @@ def create_model(
     except Exception as e:
         if not overrides: raise
         if 'unexpected keyword argument' in str(e) and (new := set(overrides)-set(row.cfg)):
-            raise UserError(f"{name} takes no {', '.join(new)}: its arguments are {', '.join(row.cfg)}.") from None
+            known = ', '.join(['n_out', 'in_chans', *row.cfg])
+            raise UserError(f"{name} takes no {', '.join(new)}: its arguments are {known}.") from None
         asked = ', '.join(f'{k}={short(v)}' for k,v in overrides.items())
         raise UserError(f'{name} cannot be built with {asked}: {short(str(e))}.') from e
 
