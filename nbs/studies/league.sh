@@ -2,7 +2,8 @@
 # The studies of "Which tricks help?": league.sh DATA STUDY [flags of cifar-study, such as --dry-run or --workers 2]
 #
 # DATA is a folder or an archive of CIFAR-10, or "cifar10", which is downloaded. A study is kept in a folder of its name
-# beside this script and goes on where it was interrupted. PROTOCOL.md says what was decided before the first run.
+# beside this script and, packed, in a file; it goes on where it was interrupted, from the file too. PROTOCOL.md says
+# what was decided before the first run.
 set -euo pipefail
 data=$([ -e "$1" ] && realpath "$1" || echo "$1") study=$2
 shift 2
@@ -10,6 +11,11 @@ cd "$(dirname "$0")"
 [ "$data" = cifar10 ] && root=() || root=(--root "$data")
 [ -e "$study.safetensors" ] && [ ! -e "$study" ] &&
     python -c "from cifar_fastai.studies.study import unpack_study; unpack_study('$study.safetensors', '$study')"
+pack() { # with the logits of a few arms, for calibration
+    [ ! -e "$study/study.json" ] || python -c "from cifar_fastai.studies.study import pack_study
+pack_study('$study', '$study.safetensors', ['baseline', 'MixUp()', 'CutMix()', 'LabelSmoothing()', 'EMA()', 'SAM()', 'AutoAugment()'])"
+}
+trap pack EXIT
 
 common=(--dataset cifar10 "${root[@]}" --threads 1 --precision bf16 --studies . --name "$study" "$@")
 recipe=(--optimizer nesterov --schedule cosine --lr 0.1 "${common[@]}")
