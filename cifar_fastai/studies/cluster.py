@@ -10,7 +10,6 @@ __all__ = ['error_text', 'Task', 'run_task', 'array_task', 'JobsWritten', 'Slurm
 
 # %% ../../nbs/70_studies.cluster.ipynb #4efe2afa
 import json, os, shlex, signal, sys, threading, time, warnings
-from importlib.util import find_spec
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from fastcore.basics import patch, store_attr
@@ -138,8 +137,6 @@ def ray_task(
     try: return run_task(**call)
     except RunInterrupted: return None
 
-_no_ray = '--launcher ray needs Ray: pip install "cifar_fastai[ray]".'
-
 class RayLauncher:
     "Each run a task of Ray, which places it, and retries it if its process or machine is lost"
     def __init__(self,
@@ -154,7 +151,7 @@ class RayLauncher:
 def _connect(self:RayLauncher):
     "Start Ray, or connect to it"
     try: import ray
-    except ImportError as e: raise UserError(_no_ray) from e
+    except ImportError as e: raise UserError('--launcher ray needs Ray: pip install "cifar_fastai[ray]".') from e
     if not ray.is_initialized():
         try: ray.init(self.address, log_to_driver=False, logging_level='ERROR')
         except ConnectionError: raise UserError(f'There is no Ray cluster at {self.address}.') from None
@@ -243,7 +240,6 @@ class LauncherOptions:
             raise UserError(f'device is {short(device)}: with --launcher {name} it can only be cpu.')
         cpus = self.num_cpus or threads or 1
         if name=='slurm': return SlurmLauncher(self.slurm, cpus)
-        if find_spec('ray') is None: raise UserError(_no_ray)
         return RayLauncher(self.ray_address, cpus, 0 if self.num_gpus is None and device=='cpu' else self.num_gpus)
 
 # %% ../../nbs/70_studies.cluster.ipynb #6849edd8
