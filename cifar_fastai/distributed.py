@@ -82,7 +82,7 @@ def average_(
     for same in groupby(tensors, lambda t: t.dtype).values():
         flat = torch.cat([t.detach().reshape(-1) for t in same])
         with together(): dist.all_reduce(flat)
-        parts = (flat/process_count()).split([t.numel() for t in same])
+        parts = flat.div_(process_count()).split([t.numel() for t in same])
         means = [p.view(t.shape) for p,t in zip(parts, same)]
         torch._foreach_copy_([t.detach() for t in same], means)
 
@@ -121,12 +121,7 @@ def reduce_metrics(
 class Distributed(ManagedCallback):
     "Train in all processes of a `process_group`, each on its part of every batch"
     order = step_order.synchronise
-    _stream = None
-    @property
-    def stream(self)->RandomStream:
-        "Key of torch's generators"
-        if self._stream is None: self._stream = RandomStream()
-        return self._stream
+    _stream,stream = None,Trick.stream # its key seeds torch's generators
 
     def before_fit(self):
         seeds = [{k:s.seed for k,s in learner_streams(self.learn).items()}]

@@ -253,7 +253,7 @@ def test_resume(whole, how):
 
 @pytest.mark.slow
 def test_resume_with_fewer(whole):
-    'By one process instead of two: it goes on, and says that it is not bit for bit'
+    'By one process instead of two: it resumes, and says that it is not bit for bit'
     ended(started(whole, 'fewer', HOW='SIGTERM'))
     codes,out = ended(started(whole, 'fewer', n=1))
     assert codes==[0] and 'processes 1 instead of 2: the result is not bitwise identical' in ' '.join(out[0].split()), out

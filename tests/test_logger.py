@@ -1,4 +1,4 @@
-"Loggers of runs: the events are those of the log, the run is the same, and a resumed run goes on"
+"Loggers of runs: the events are those of the log, the run is the same, and a resumed run continues its log"
 import signal, sys
 from types import ModuleType, SimpleNamespace
 import pytest, torch, cifar_fastai.runs.train as run

@@ -217,7 +217,7 @@ def test_packed():
     assert Path('p.safetensors').stat().st_size<30_000
 
 def test_unpacked():
-    'The folder of a packed study has the same files, knows its teachers, and goes on with more seeds'
+    'The folder of a packed study has the same files, knows its teachers, and can be extended by more seeds'
     s = done('s', ['MixUp()', "KD('toynet_s1_k3')"], range(2), logits=True)
     pack_study(s, 'p.safetensors', logits=['MixUp()'])
     again = unpack_study('p.safetensors', 't')

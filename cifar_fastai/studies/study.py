@@ -183,7 +183,9 @@ def create_arms(
         if same: faults.append(f'{a.name}: it is the same as {same}')
         elif why := _fault(a, **kwargs) or _teacher_fault(a, base): faults.append(f'{a.name}: {why}')
         seen[repr(a.config)] = a.name
-    if faults: raise UserError('; '.join(o.rstrip('.') for o in faults)+'.')
+    if faults:
+        text = '; '.join(o.rstrip('.') for o in faults)
+        raise UserError(text if text[-1]=='?' else f'{text}.')
     if len(arms)<2: raise UserError('A study needs an arm, such as "MixUp(0.2)" or "lr=0.2".')
     return arms
 

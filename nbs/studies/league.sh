@@ -2,7 +2,7 @@
 # The studies of "Which tricks help?": league.sh DATA STUDY [flags of cifar-study, such as --dry-run or --workers 2]
 #
 # DATA is a folder or an archive of CIFAR-10, or "cifar10", which is downloaded. A study is kept in a folder of its name
-# beside this script and, packed, in a file; it goes on where it was interrupted, from the file too. PROTOCOL.md says
+# next to this script and, packed, in a file; an interrupted study is resumed, from the file too. PROTOCOL.md says
 # what was decided before the first run.
 set -euo pipefail
 data=$([ -e "$1" ] && realpath "$1" || echo "$1") study=$2
@@ -22,7 +22,7 @@ recipe=(--optimizer nesterov --schedule cosine --lr 0.1 "${common[@]}")
 small() { # fraction, epochs: validated once, at the end
     echo --model networks:resnet8 --bs 64 --fraction "$1" --epochs "$2" --valid-every "$2"
 }
-leaders() { # the first so many leading tricks of small-data
+leaders() { # the first n leading tricks of small-data
     [ -e leaders.txt ] || { echo 'leaders.txt is missing: it is written when small-data is complete.' >&2; exit 1; }
     mapfile -t arms < <(head -n "$1" leaders.txt)
 }
