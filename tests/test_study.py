@@ -251,6 +251,13 @@ def test_without():
     with pytest.raises(UserError, match='without=.?Flip.?: the tricks of the baseline are EMA, MixUp'): create_arm('without=Flip', b)
     with pytest.raises(UserError, match='the tricks of the baseline are none'): create_arm('without=Flip', base)
 
+def test_workers_next_to_a_clone():
+    'A folder called cifar_fastai in the current folder, such as a clone, does not hide the installed library'
+    Path('cifar_fastai').mkdir()
+    s = open_study('s', create_arms(['MixUp()'], base), range(1))
+    run_study(s, device='cpu', workers=2, bar=False)
+    assert s.done()==2
+
 def test_arm_flag(capsys):
     'Arms with and without the flag'
     plan = [*flags, '--seeds', '2', '--dry-run']

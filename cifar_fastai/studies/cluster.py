@@ -69,7 +69,8 @@ cd {cwd} || exit
 export OMP_NUM_THREADS={cpus}{exports}
 trap 'requeue=1; again=1; kill -TERM $pid' USR1 # the time limit is near: the run saves its state
 trap 'again=1' TERM # of scancel or preemption, which the run gets too
-{python} -c 'from cifar_fastai.studies.cluster import array_task; array_task()' "${{tasks[SLURM_ARRAY_TASK_ID]}}" &
+{python} -c 'import sys; sys.path[:] = filter(None, sys.path)
+from cifar_fastai.studies.cluster import array_task; array_task()' "${{tasks[SLURM_ARRAY_TASK_ID]}}" &
 pid=$!
 while true; do
     again=

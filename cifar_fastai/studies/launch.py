@@ -72,6 +72,11 @@ def _wait(self:Workers):
 # %% ../../nbs/70_studies.launch.ipynb #4f1b7d83
 _worker = 'CIFAR_FASTAI_WORKER' # in the environment of processes whose progress is shown by another one
 
+_start = '''import signal, sys
+sys.path[:] = filter(None, sys.path) # a clone in the current folder must not hide the installed library
+signal.signal(signal.SIGINT, signal.SIG_IGN) # it gets SIGTERM
+'''
+
 def worker_count(
     workers:int=None, # number of processes, if it is given
     device:str=None, # device of all runs, if it is given
@@ -93,8 +98,7 @@ def run_workers(
     gpus = torch.cuda.device_count() if device is None else 0
     env = os.environ | {_worker:'1'} | ({} if gpus else dict(OMP_NUM_THREADS=str(max(1, os.cpu_count()//n))))
     devices = [f'cuda:{i%gpus}' if gpus else device for i in range(n)]
-    code = f'import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN) # it gets SIGTERM\n{code}'
-    commands = [[sys.executable, '-c', code, *args, *([] if o is None else [f'--device={o}'])] for o in devices]
+    commands = [[sys.executable, '-c', _start+code, *args, *([] if o is None else [f'--device={o}'])] for o in devices]
     return Workers(commands, env, waiting=waiting).run()
 
 # %% ../../nbs/70_studies.launch.ipynb #f5cb654a
